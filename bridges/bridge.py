@@ -1,0 +1,175 @@
+"""The one loop: claim a batch from the source, publish it to the sink, settle the batch by its outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from bridges.backoff import Backoff
+from bridges.errors import ConfigurationError, SourceUnavailable
+from bridges.ports import Published, Reason, Released
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from bridges.message import Message
+    from bridges.ports import Outcome, Sink, Source
+
+log = logging.getLogger("outboxd.bridge")
+
+OUTAGE: Final = Backoff(first=0.1, cap=5.0)
+"""The default wait between tries while something is away: short, since recovery is then seen within seconds, and never given up."""
+
+_HARMLESS = {Reason.BEHIND, Reason.STOPPING}
+
+
+class Bridge:
+    """Moves messages from a source to a sink until it is stopped.
+
+    Up to ``claims`` batches are in flight at once. `run` ends after `stop`, when what is in flight was settled or, after
+    ``drain_timeout``, given back; cancelling it gives back at once. An error that is not an outage ends it with that error.
+
+    Args:
+        source: owned by this bridge while it runs.
+        sink: may be shared.
+        name: for the log.
+        batch: messages a claim takes at the most.
+        claims: batches in flight at the most.
+        idle: seconds after which an idle source is claimed from again without a sign from it.
+        publish_timeout: seconds a publish may take; what it has not answered by then is released.
+        drain_timeout: seconds that `run` goes on after `stop` for what is in flight.
+        outage: how long to wait between tries while the source or the sink is away.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        *,
+        name: str = "bridge",
+        batch: int = 1000,
+        claims: int = 2,
+        idle: float = 30.0,
+        publish_timeout: float = 30.0,
+        drain_timeout: float = 30.0,
+        outage: Backoff = OUTAGE,
+    ) -> None:
+        for setting, value in {"batch": batch, "claims": claims}.items():
+            if value < 1:
+                msg = f"{setting}: {value} is below 1"
+                raise ConfigurationError(msg)
+        self._source = source
+        self._sink = sink
+        self._name = name
+        self._batch = batch
+        self._slots = asyncio.Semaphore(claims)
+        self._idle = idle
+        self._publish_timeout = publish_timeout
+        self._drain_timeout = drain_timeout
+        self._outage = _Outage(name, outage)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Claim nothing more. Any number of times, from any state."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Move messages until `stop`."""
+        deliveries: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            while not self._stopping.is_set():
+                await self._unless_stopped(asyncio.sleep(self._outage.remaining()))
+                if not await self._unless_stopped(self._slots.acquire()):
+                    break
+                claimed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+                delivery = group.create_task(self._deliver(claimed), name=f"{self._name}: delivery")
+                deliveries.add(delivery)
+                delivery.add_done_callback(deliveries.discard)
+                if not await self._unless_stopped(claimed):
+                    delivery.cancel()  # it holds nothing yet
+                elif claimed.result() < self._batch and not self._outage.remaining():
+                    # Everything there was is taken: the source knows when there may be more.
+                    await self._unless_stopped(self._source.wait(self._idle))
+            if deliveries:
+                await asyncio.wait(deliveries, timeout=self._drain_timeout)
+                for delivery in deliveries:
+                    delivery.cancel()
+
+    async def _deliver(self, claimed: asyncio.Future[int]) -> None:
+        try:
+            async with self._source.claim(self._batch) as batch:
+                if not claimed.done():
+                    claimed.set_result(len(batch.messages))
+                if batch.messages:
+                    outcomes = await self._publish(batch.messages)
+                    await batch.settle(outcomes)
+                    self._judge(outcomes)
+        except SourceUnavailable as problem:
+            self._outage.seen(f"source: {problem}")
+        finally:
+            self._slots.release()
+            if not claimed.done():
+                claimed.set_result(0)
+
+    async def _publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        try:
+            async with asyncio.timeout(self._publish_timeout):
+                return await self._sink.publish(messages)
+        except TimeoutError:
+            late = Released(Reason.TIMEOUT, f"the sink did not answer within {self._publish_timeout:g} s")
+            return [late] * len(messages)
+
+    def _judge(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Released) and outcome.reason not in _HARMLESS:
+                self._outage.seen(f"{outcome.reason}: {outcome.detail}")
+                return
+        if any(isinstance(outcome, Published) for outcome in outcomes):
+            self._outage.over()
+
+    async def _unless_stopped(self, wait: Coroutine[object, object, object] | asyncio.Future[int]) -> bool:
+        """Wait for one thing, or for `stop`; say whether the thing came. What is not waited for any more is cancelled."""
+        waiting = asyncio.ensure_future(wait)
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()  # an error in it is ours
+                return True
+            return False
+        finally:
+            for task in (waiting, stopped):
+                if not task.done():
+                    task.cancel()
+
+
+class _Outage:
+    """Something is away: how long to wait, and one line in the log when it begins and one when it ends."""
+
+    def __init__(self, name: str, backoff: Backoff) -> None:
+        self._name = name
+        self._backoff = backoff
+        self._failures = 0
+        self._began = 0.0
+        self._until = 0.0
+
+    def seen(self, what: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._failures == 0:
+            self._began = now
+            log.warning("%s: outage begins: %s", self._name, what)
+        if now >= self._until:  # the batches in flight together fail together: that is one failure
+            self._failures += 1
+            self._until = now + self._backoff.delay(self._failures)
+
+    def over(self) -> None:
+        if self._failures:
+            seconds = asyncio.get_running_loop().time() - self._began
+            log.warning("%s: outage ends after %.1f s and %d tries", self._name, seconds, self._failures)
+            self._failures = 0
+            self._until = 0.0
+
+    def remaining(self) -> float:
+        """Seconds until the next try."""
+        return max(0.0, self._until - asyncio.get_running_loop().time())

@@ -1,0 +1,84 @@
+"""What a message is called on the wire: the same header names on every broker, both ways. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote
+from uuid import UUID, uuid5
+
+from bridges.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ID: Final = "outbox-id"
+KEY: Final = "outbox-key"
+TOPIC: Final = "outbox-topic"
+CREATED_AT: Final = "outbox-created-at"
+CONTENT_TYPE: Final = "content-type"
+
+_OURS = {ID, KEY, TOPIC, CREATED_AT, CONTENT_TYPE}
+_FOREIGN_IDS = UUID("8a3e4b8e-7d0f-5c7c-9d0a-2f6f0f8d2c11")
+_PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+
+
+def encode(message: Message, *, key: bool) -> Iterator[tuple[str, str]]:
+    """Yield the headers that carry everything of a message but its payload.
+
+    ``key`` says whether the key travels as a header (NATS) or elsewhere (Kafka's own key).
+    """
+    yield ID, str(message.id)
+    yield TOPIC, message.topic
+    if key and message.key is not None:
+        yield KEY, message.key
+    if message.created_at is not None:
+        yield CREATED_AT, message.created_at.isoformat()
+    yield CONTENT_TYPE, message.content_type
+    yield from message.headers.items()
+
+
+def decode(headers: Mapping[str, str], payload: bytes, *, topic: str, key: str | None, origin: str) -> Message:
+    """Return the message that arrived with these headers.
+
+    A message of ours is restored as it was put. Of any other, ``topic`` and ``key`` are what the broker calls them, and the id is
+    derived from ``origin`` (a text that names the place it is stored at), so that it is the same on every delivery.
+    """
+    created_at = headers.get(CREATED_AT)
+    return Message(
+        id=_id_of(headers.get(ID), origin),
+        topic=headers.get(TOPIC, topic),
+        payload=payload,
+        key=headers.get(KEY, key),
+        content_type=headers.get(CONTENT_TYPE, "application/octet-stream"),
+        headers={name: value for name, value in headers.items() if name not in _OURS},
+        created_at=_time_of(created_at) if created_at else None,
+    )
+
+
+def quoted(value: str) -> str:
+    """Percent-encode what NATS would change: anything beyond printable ASCII, blanks at the ends, and the percent sign."""
+    if value.isascii() and value.isprintable() and "%" not in value and value == value.strip():
+        return value
+    return quote(value, safe=_PLAIN)
+
+
+def unquoted(value: str) -> str:
+    """Undo `quoted`."""
+    return unquote(value) if "%" in value else value
+
+
+def _id_of(text: str | None, origin: str) -> UUID:
+    if text is not None:
+        try:
+            return UUID(text)
+        except ValueError:
+            pass  # not ours after all
+    return uuid5(_FOREIGN_IDS, origin)
+
+
+def _time_of(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

@@ -1,0 +1,160 @@
+"""The broker as a Sink and as a Source."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from bridges.backoff import Backoff
+from bridges.errors import Closed, InvalidMessage, SourceUnavailable
+from bridges.ordering import Blocked, waves
+from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from bridges.inprocess.broker import Broker
+    from bridges.inprocess.mailbox import Delivery
+    from bridges.message import Message
+
+_UNHEARD = Released(Reason.MISSING, "no subscription takes this topic")
+
+
+class InProcessSink:
+    """Publish to the broker, and answer `Published` when every subscription (one member of each queue group) has acknowledged.
+
+    A topic that nobody subscribes to is `Released`: a consumer that restarts must not miss what was sent meanwhile.
+
+    Args:
+        broker: where.
+        timeout: seconds for the acknowledgements of one call; what has none by then is released and withdrawn.
+        drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
+    """
+
+    def __init__(self, broker: Broker, *, timeout: float = 20.0, drop_unheard: bool = False) -> None:
+        self._broker = broker
+        self._timeout = timeout
+        self._unheard: Outcome = PUBLISHED if drop_unheard else _UNHEARD
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        """Publish in waves, so that no two messages of a key are out together. One outcome each, in order."""
+        outcomes: list[Outcome] = [BEHIND] * len(messages)
+        blocked = Blocked()
+        out: dict[int, list[Delivery]] = {}
+        try:
+            async with asyncio.timeout(self._timeout):
+                for wave in waves(messages):
+                    await self._publish_wave(messages, wave, outcomes, blocked, out)
+        except TimeoutError:
+            late = Released(Reason.TIMEOUT, f"not acknowledged within {self._timeout:g} s")
+            outcomes = [late if outcome is BEHIND else outcome for outcome in outcomes]
+        finally:
+            for deliveries in out.values():
+                for delivery in deliveries:
+                    delivery.withdraw()
+        return outcomes
+
+    async def _publish_wave(
+        self,
+        messages: Sequence[Message],
+        wave: Sequence[int],
+        outcomes: list[Outcome],
+        blocked: Blocked,
+        out: dict[int, list[Delivery]],
+    ) -> None:
+        for index in wave:
+            if messages[index] in blocked:
+                continue
+            try:
+                out[index] = await self._broker.publish(messages[index])
+            except InvalidMessage as problem:
+                outcomes[index] = blocked.note(messages[index], Rejected(Reason.INVALID, str(problem)))
+            except Closed:
+                outcomes[index] = blocked.note(messages[index], Released(Reason.STOPPING, "the broker is closed"))
+            else:
+                if not out[index]:
+                    outcomes[index] = blocked.note(messages[index], self._unheard)
+        for index in wave:
+            if out.get(index):
+                outcome = _together([await delivery.outcome() for delivery in out[index]])
+                outcomes[index] = blocked.note(messages[index], outcome)
+
+
+class InProcessSource:
+    """A subscription as a Source. It takes part from the moment it is made until it is closed, whoever runs it meanwhile.
+
+    Args:
+        broker: where.
+        patterns: the topics to take; all by default.
+        group: the queue group to be a member of, if any.
+        buffer: deliveries to buffer before a publish has to wait; the broker's default if None.
+        retry: how long a `Retry` waits, and after how many attempts it is rejected.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *patterns: str,
+        group: str | None = None,
+        buffer: int | None = None,
+        retry: Backoff | None = None,
+    ) -> None:
+        self._subscription = broker.subscribe(*patterns, group=group, buffer=buffer).begin()
+        self._retry = retry or Backoff()
+        self._closed = False
+
+    @asynccontextmanager
+    async def claim(self, limit: int) -> AsyncIterator[_InProcessBatch]:
+        """Take up to ``limit`` deliveries that are waiting. Raises `SourceUnavailable` once it is closed."""
+        if self._closed:
+            msg = "the in-process source is closed"
+            raise SourceUnavailable(msg)
+        batch = _InProcessBatch(self._subscription.take_nowait(limit), self._retry)
+        try:
+            yield batch
+        finally:
+            batch.give_back()
+
+    async def wait(self, timeout: float) -> None:
+        """Return when something is waiting, or after ``timeout`` seconds."""
+        await self._subscription.mailbox.wait(timeout)
+
+    def close(self) -> None:
+        """End the subscription; what was not acknowledged goes to the rest of the group. Any number of times."""
+        self._closed = True
+        self._subscription.unsubscribe()
+
+
+class _InProcessBatch:
+    def __init__(self, deliveries: list[Delivery], retry: Backoff) -> None:
+        self._deliveries = deliveries
+        self._retry = retry
+        self.messages = [delivery.message for delivery in deliveries]
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+        deliveries, self._deliveries = self._deliveries, []
+        # From the last to the first: each that goes back goes to the front, and so they end up in order.
+        for delivery, outcome in reversed(list(zip(deliveries, outcomes, strict=True))):
+            match outcome:
+                case Published():
+                    delivery.ack()
+                case Released():
+                    delivery.nack()
+                case Retry(after=after) if not self._retry.exhausted(delivery.attempts):
+                    delivery.nack(after if after is not None else self._retry.delay(delivery.attempts))
+                case Retry(reason=reason, detail=detail) | Rejected(reason=reason, detail=detail):
+                    delivery.reject(reason, detail)
+
+    def give_back(self) -> None:
+        for delivery in reversed(self._deliveries):
+            delivery.nack()
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what a message's several deliveries amount to: the worst of them."""
+    for kind in (Rejected, Released):
+        for outcome in outcomes:
+            if isinstance(outcome, kind):
+                return outcome
+    return PUBLISHED

@@ -1,0 +1,124 @@
+"""One connection to NATS, built on demand and thrown away on doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+import nats.errors
+from nats.aio.client import Client
+
+from bridges.security import Security
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger("outboxd.jetstream")
+
+
+class _GuardedClient(Client):
+    """A client that does not say who it is over a connection that was to be encrypted and is not.
+
+    With a TLS context given, nats-py still talks in clear to a server whose greeting does not ask for TLS.
+    """
+
+    must_encrypt = False
+
+    def _connect_command(self) -> bytes:
+        writer = getattr(self._transport, "_io_writer", None)
+        if self.must_encrypt and (writer is None or writer.get_extra_info("ssl_object") is None):
+            msg = "the server does not speak TLS: nothing was sent"
+            raise nats.errors.Error(msg)
+        return super()._connect_command()
+
+
+class JetStream:
+    """One connection to NATS, built on demand, shared by sinks and sources. Use it as an async context, or `close` it.
+
+    Args:
+        servers: URLs such as ``nats://127.0.0.1:4222``, tried in order.
+        security: TLS and authentication; refused in clear beyond loopback.
+        name: what the server's monitoring calls this client.
+        connect_timeout: seconds for one attempt on one server.
+    """
+
+    def __init__(
+        self, servers: Sequence[str], *, security: Security | None = None, name: str = "outboxd", connect_timeout: float = 2.0
+    ) -> None:
+        self._servers = list(servers)
+        self._security = security or Security()
+        self._security.check_servers(self._servers)
+        self._tls = self._security.ssl_context()
+        self._name = name
+        self._connect_timeout = connect_timeout
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def client(self) -> Client:
+        """Return a connected client. Raises `nats.errors.Error` or `OSError` if no server lets us in."""
+        async with self._connecting:
+            if self._client is None or not self._client.is_connected:
+                await self.discard()
+                self._client = await self._connect()
+            return self._client
+
+    async def discard(self) -> None:
+        """Cut the connection, so that nothing which is still buffered in it is sent late."""
+        client, self._client = self._client, None
+        if client is None or client.is_closed:
+            return
+        # close() would flush first; what is pending must not go out, and a frozen server must not hold us up.
+        client._pending.clear()
+        client._pending_data_size = 0
+        if client._transport is not None:
+            with suppress(Exception):
+                writer = client._transport._bare_io_writer  # type: ignore[attr-defined]
+                writer.transport.abort()
+        with suppress(Exception):
+            await asyncio.wait_for(client.close(), self._connect_timeout)
+
+    async def close(self) -> None:
+        """Close the connection. It is built again if it is used again."""
+        client, self._client = self._client, None
+        if client is not None and not client.is_closed:
+            with suppress(Exception):
+                await asyncio.wait_for(client.close(), self._connect_timeout)
+
+    async def _connect(self) -> Client:
+        client = _GuardedClient()
+        client.must_encrypt = self._tls is not None
+        security = self._security
+        options: dict[str, Any] = {
+            "tls": self._tls,
+            "tls_handshake_first": security.tls_handshake_first,
+            "user": security.user,
+            "password": security.password,
+            "token": security.token,
+            "user_credentials": security.credentials_file,
+            "nkeys_seed": security.nkey_seed_file,
+            "connect_timeout": self._connect_timeout,
+        }
+
+        # The client's callbacks must not raise: one that does ends its read loop for good. Errors surface in what we await.
+        async def note(error: Exception) -> None:
+            log.debug("nats: %s", type(error).__name__)
+
+        await client.connect(
+            servers=self._servers,
+            name=self._name,
+            error_cb=note,
+            allow_reconnect=False,
+            # A frozen server is noticed within 15 s while idle; a publish has a deadline of its own.
+            ping_interval=5,
+            max_outstanding_pings=2,
+            **{name: value for name, value in options.items() if value},
+        )
+        return client

@@ -1,0 +1,72 @@
+"""A Sink over Sinks, by topic."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from bridges.ordering import Blocked, waves
+from bridges.ports import BEHIND, Outcome, Reason, Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bridges.message import Message
+    from bridges.ports import Sink
+    from bridges.topics import Pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Messages whose topic matches the pattern go to the sink."""
+
+    topics: Pattern
+    sink: Sink
+
+
+class Router:
+    """Sends each message to the sink of the first route that matches its topic.
+
+    The key prefix holds across sinks: a message waits until the one ahead of it in its key is acknowledged, wherever that one goes.
+    A message that no route matches is `Rejected`: a dead letter, to be requeued when there is a route.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = tuple(routes)
+        # Topics are few and messages are many.
+        self._route_of = lru_cache(maxsize=10_000)(self._find)
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        """Publish to all the sinks concerned at once. One outcome each, in order."""
+        routes = [self._route_of(message.topic) for message in messages]
+        if len(set(routes)) == 1 and routes[0] is not None:
+            return await routes[0].sink.publish(messages)
+        outcomes: list[Outcome] = [BEHIND] * len(messages)
+        blocked = Blocked()
+        for wave in waves(messages, routes):
+            shares: dict[Route | None, list[int]] = {}
+            for index in wave:
+                if messages[index] not in blocked:
+                    shares.setdefault(routes[index], []).append(index)
+            async with asyncio.TaskGroup() as group:
+                for route, indexes in shares.items():
+                    group.create_task(self._publish_share(route, messages, indexes, outcomes))
+            for index in wave:
+                blocked.note(messages[index], outcomes[index])
+        return outcomes
+
+    async def _publish_share(
+        self, route: Route | None, messages: Sequence[Message], indexes: Sequence[int], outcomes: list[Outcome]
+    ) -> None:
+        if route is None:
+            for index in indexes:
+                outcomes[index] = Rejected(Reason.NO_ROUTE, f"no route matches topic {messages[index].topic!r}")
+            return
+        answers = await route.sink.publish([messages[index] for index in indexes])
+        for index, answer in zip(indexes, answers, strict=True):
+            outcomes[index] = answer
+
+    def _find(self, topic: str) -> Route | None:
+        return next((route for route in self._routes if route.topics.matches(topic)), None)

@@ -1,0 +1,30 @@
+"""Every statement on the consumers' tables, each headed by why it has its shape."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final, LiteralString
+
+from migrations.names import render
+
+
+@cache
+def bind(statement: LiteralString, schema: str) -> LiteralString:
+    """Return the statement for a schema. Raises `migrations.names.MigrationError` for a name that is not allowed."""
+    return render(statement, schema)
+
+
+# All ids of a batch at once. In the order of the ids, since two consumers with overlapping batches wait for each other's rows, and
+# would wait in a circle if each took them in its own order.
+RECORD_PROCESSED: Final = """
+INSERT INTO :"schema".processed (message_id, consumer)
+SELECT DISTINCT id, %s FROM unnest(%s::uuid[]) AS id ORDER BY id
+ON CONFLICT DO NOTHING
+RETURNING message_id"""
+
+# The message may have died before, been requeued, and die again: the last error is the one to see.
+RECORD_DEAD: Final = """
+INSERT INTO :"schema".consumer_dead (message_id, consumer, created_at, attempts, topic, key, content_type, headers, error, payload)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s)
+ON CONFLICT (message_id, consumer) DO UPDATE
+SET died_at = clock_timestamp(), attempts = excluded.attempts, error = excluded.error"""

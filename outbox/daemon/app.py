@@ -1,0 +1,279 @@
+"""The composition root: everything is made, joined and run here."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from prometheus_client import Counter, Histogram
+
+from bridges.backoff import Backoff
+from bridges.bridge import Bridge
+from bridges.errors import ConfigurationError
+from bridges.observed import Metrics, ObservedSink, ObservedSource, Progress
+from bridges.ports import Published
+from bridges.router import Route, Router
+from bridges.topics import Pattern
+from dedupe.consumer import Consumer
+from migrations.names import MigrationError
+from migrations.runner import check_up_to_date
+from outbox.daemon.brokers import Broker, make_broker
+from outbox.daemon.health import Health
+from outbox.daemon.http import make_server
+from outbox.daemon.telemetry import set_up_logging, set_up_tracing
+from outbox.janitor import measure_backlog
+from outbox.source import OutboxSource
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from bridges.message import Message
+    from bridges.ports import Outcome, Sink
+    from dedupe.handler import Handler
+    from outbox.daemon.config import ConsumerSection, Settings
+
+log = logging.getLogger("outboxd")
+
+
+def run(settings: Settings) -> int:
+    """Run the daemon until a signal ends it, and return the exit code."""
+    set_up_logging(settings.telemetry)
+    flush = set_up_tracing(settings.telemetry)
+    try:
+        asyncio.run(_Daemon(settings).run())
+    except Exception as problem:
+        leaves = _leaves(problem)
+        if all(isinstance(leaf, ConfigurationError | MigrationError) for leaf in leaves):
+            raise  # a mistake of configuration: one line, from the command line
+        for leaf in leaves:
+            log.critical("outboxd ends: %s", leaf, exc_info=leaf)
+        return 1
+    finally:
+        flush()
+    return 0
+
+
+def check_schemas(settings: Settings) -> None:
+    """Raise `MigrationError` unless the schemas fit this version, and `psycopg.Error` if that cannot be asked."""
+    tracks = [("outbox", settings.postgres.schema_)] if settings.routes else []
+    tracks += [("dedupe", settings.postgres.dedupe_schema)] if settings.consumers else []
+    with psycopg.connect(settings.postgres.dsn.get_secret_value(), connect_timeout=5) as connection:
+        for track, schema in tracks:
+            check_up_to_date(connection, track, schema=schema)
+
+
+def load_consumer(section: ConsumerSection) -> Consumer:
+    """Import the consumer that ``module:name`` stands for. Raises `ConfigurationError`."""
+    module, _, name = section.app.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as problem:
+        msg = f"consumers.app: {section.app!r} cannot be imported: {problem}"
+        raise ConfigurationError(msg) from problem
+    if not isinstance(found, Consumer):
+        msg = f"consumers.app: {section.app!r} is a {type(found).__name__}, not a dedupe.Consumer"
+        raise ConfigurationError(msg)
+    return found
+
+
+class _Daemon:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        self._consumer_metrics = _ConsumerMetrics()
+        # A loop may rightly take as long as its batch may.
+        self._health = Health(stall_after=max(settings.http.stall_after, 2 * settings.pump.publish_timeout))
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        settings = self._settings
+        self._take_signals()
+        if not await self._schemas_fit():
+            return
+        async with AsyncExitStack() as stack:
+            brokers = {name: make_broker(section, stack) for name, section in settings.sinks.items()}
+            # Consumers first: an in-process subscription must be there before the first message is.
+            consumers = [self._make_consumer(section, brokers) for section in settings.consumers]
+            pump = await self._make_pump(brokers, stack) if settings.routes else None
+            async with asyncio.TaskGroup() as group:
+                consuming = [group.create_task(running, name=f"consumer {consumer.name}") for consumer, running in consumers]
+                pumping = group.create_task(pump.run(), name="pump") if pump else None
+                background = [group.create_task(self._measure())]
+                if settings.http.listen:
+                    server = make_server(settings.http.listen, self._health)
+                    background.append(group.create_task(server.serve()))
+                log.info("outboxd runs: %d routes, %d consumers", len(settings.routes), len(consumers))
+                await self._stopping.wait()
+                self._health.drain()
+                # The pump first: in process, the consumers are what its last batches wait for.
+                if pump and pumping:
+                    pump.stop()
+                    await asyncio.wait({pumping})
+                for consumer, _ in consumers:
+                    consumer.stop()
+                if consuming:
+                    await asyncio.wait(consuming)
+                for task in background:
+                    task.cancel()
+        log.info("outboxd has stopped")
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop(name: str) -> None:
+            if self._stopping.is_set():
+                log.warning("second signal: leaving at once; Postgres rolls back what is in flight")
+                os._exit(128 + signal.Signals[name].value)
+            log.info("%s: draining, for %g s at the most", name, self._settings.pump.drain_timeout)
+            self._stopping.set()
+            # Neither a frozen broker nor a blocked loop holds up the end: what is in flight is given back by the server.
+            last = threading.Timer(self._settings.pump.drain_timeout - 0.2, _leave)
+            last.daemon = True
+            last.start()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop, number.name)
+
+    async def _schemas_fit(self) -> bool:
+        """Wait for Postgres, if need be; False if a signal came first. Raises `MigrationError` for schemas that do not fit."""
+        waits = Backoff(first=0.2, cap=5.0)
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                await asyncio.to_thread(check_schemas, self._settings)
+            except psycopg.OperationalError as problem:
+                attempt += 1
+                if attempt == 1:
+                    log.warning("Postgres cannot be reached, waiting for it: %s", str(problem).strip().splitlines()[-1])
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), waits.delay(attempt))
+            else:
+                return True
+        return False
+
+    async def _make_pump(self, brokers: dict[str, Broker], stack: AsyncExitStack) -> Bridge:
+        settings, pump = self._settings, self._settings.pump
+        progress = Progress()
+        self._health.watch("pump", progress, live=True)
+        sinks = {route.sink: Progress() for route in settings.routes}
+        for name, sink_progress in sinks.items():
+            self._health.watch(f"sink {name}", sink_progress)
+        routes = [
+            Route(
+                Pattern(route.topics),
+                ObservedSink(brokers[route.sink].sink(route.destination), route.sink, self._metrics, sinks[route.sink]),
+            )
+            for route in settings.routes
+        ]
+        source = OutboxSource(
+            settings.postgres.dsn.get_secret_value(),
+            schema=settings.postgres.schema_,
+            claims=pump.claims,
+            poll_interval=pump.poll_interval,
+            doorbell=settings.postgres.doorbell,
+            retry=Backoff(first=pump.retry.first, cap=pump.retry.cap, max_attempts=pump.retry.max_attempts),
+            claim_timeout=2 * pump.publish_timeout,
+        )
+        await stack.enter_async_context(source)
+        return Bridge(
+            ObservedSource(source, "outbox", self._metrics, progress),
+            Router(routes),
+            name="pump",
+            batch=pump.batch,
+            claims=pump.claims,
+            idle=min(30.0, settings.http.stall_after / 2),
+            publish_timeout=pump.publish_timeout,
+            drain_timeout=pump.drain_timeout * 0.5,
+        )
+
+    def _make_consumer(self, section: ConsumerSection, brokers: dict[str, Broker]) -> tuple[Consumer, Coroutine[Any, Any, None]]:
+        settings = self._settings
+        consumer = load_consumer(section)
+        name = settings.source_of(section)
+        routes = [route for route in settings.routes if route.sink == name]
+        progress = Progress()
+        self._health.watch(f"consumer {consumer.name}", progress)
+        source = ObservedSource(
+            brokers[name].source(consumer.name, consumer.patterns, routes, section.topics),
+            f"consumer {consumer.name}",
+            self._metrics,
+            progress,
+        )
+        metrics = self._consumer_metrics
+
+        def wrap(sink: Sink) -> Sink:
+            return _CountedConsumer(sink, consumer.name, metrics)
+
+        def time_handler(handler: Handler) -> Handler:
+            seconds = metrics.seconds.labels(consumer.name)
+
+            async def timed(message: Message, connection: psycopg.AsyncConnection[Any]) -> None:
+                with seconds.time():
+                    await handler(message, connection)
+
+            return timed
+
+        dsn = (section.dsn or settings.postgres.dsn).get_secret_value()
+        running = consumer.run(source, dsn=dsn, wrap=wrap, wrap_handler=time_handler)
+        return consumer, running
+
+    async def _measure(self) -> None:
+        """Measure the backlog at intervals, on a connection of its own."""
+        if not self._settings.routes:
+            return
+        while True:
+            began = time.monotonic()
+            with suppress(psycopg.Error):
+                async with await psycopg.AsyncConnection.connect(
+                    self._settings.postgres.dsn.get_secret_value(),
+                    autocommit=True,
+                    connect_timeout=5,
+                    application_name="outboxd measure",
+                    options="-c statement_timeout=10000",
+                ) as connection:
+                    self._health.note_backlog(await measure_backlog(connection, schema=self._settings.postgres.schema_))
+            await asyncio.sleep(max(0.0, self._settings.http.measure_every - (time.monotonic() - began)))
+
+
+class _ConsumerMetrics:
+    def __init__(self) -> None:
+        self.processed = Counter("dedupe_processed", "Messages whose effect was committed", ["consumer"])
+        self.duplicates = Counter("dedupe_duplicates", "Messages whose effect had been committed before", ["consumer"])
+        self.seconds = Histogram("dedupe_handler_seconds", "Handling a message", ["consumer"])
+
+
+class _CountedConsumer:
+    """A Sink that counts a consumer's effects and duplicates."""
+
+    def __init__(self, sink: Sink, name: str, metrics: _ConsumerMetrics) -> None:
+        self._sink = sink
+        self._processed = metrics.processed.labels(name)
+        self._duplicates = metrics.duplicates.labels(name)
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        outcomes = await self._sink.publish(messages)
+        duplicates = sum(isinstance(outcome, Published) and outcome.duplicate for outcome in outcomes)
+        self._duplicates.inc(duplicates)
+        self._processed.inc(sum(isinstance(outcome, Published) for outcome in outcomes) - duplicates)
+        return outcomes
+
+
+def _leave() -> None:
+    log.warning("the drain timeout is over: leaving; Postgres rolls back what is in flight")
+    os._exit(0)
+
+
+def _leaves(problem: BaseException) -> list[BaseException]:
+    if isinstance(problem, BaseExceptionGroup):
+        return [leaf for inner in problem.exceptions for leaf in _leaves(inner)]
+    return [problem]

@@ -1,0 +1,149 @@
+"""From a sink's configuration to its Sink, its Source, and what is wrong with its settings. The next broker is one more `Broker` here.
+
+Clients are imported by the broker that needs them, so that an installation without Kafka's does without it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from bridges.errors import ConfigurationError
+from bridges.topics import Destination, overlap
+from outbox.daemon.config import InProcessSection, JetStreamSection, KafkaSection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AsyncExitStack
+
+    from bridges.ports import Sink, Source
+    from outbox.daemon.config import RouteSection
+
+
+class Broker(Protocol):
+    """One of ``[sinks]``, connected to when it is used."""
+
+    def sink(self, destination: str) -> Sink:
+        """Return a Sink for a route, whose topics are called ``destination`` there."""
+
+    def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
+        """Return a Source for a consumer: of ``topics`` in the broker's names, or of what its handlers' patterns and the routes say."""
+
+    async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
+        """Return, in plain words, what is wrong with the broker's settings; nothing if all is well. Does not raise for trouble."""
+
+
+def make_broker(section: JetStreamSection | KafkaSection | InProcessSection, stack: AsyncExitStack) -> Broker:
+    """Return the broker that is configured; its connection is closed by ``stack``. Raises `ConfigurationError`."""
+    try:
+        match section:
+            case JetStreamSection():
+                return _JetStreamBroker(section, stack)
+            case KafkaSection():
+                return _KafkaBroker(section, stack)
+            case InProcessSection():
+                return _InProcessBroker(section, stack)
+    except ModuleNotFoundError as problem:
+        extra = {"jetstream": "nats"}.get(section.kind, section.kind)
+        msg = f"kind: {section.kind!r} needs a client that is not installed ({problem.name}): pip install 'outboxd[{extra}]'"
+        raise ConfigurationError(msg) from problem
+
+
+class _JetStreamBroker:
+    def __init__(self, section: JetStreamSection, stack: AsyncExitStack) -> None:
+        from bridges.jetstream import JetStream
+
+        self._section = section
+        self._connection = JetStream(section.servers, security=section.security())
+        stack.push_async_callback(self._connection.close)
+        self._stack = stack
+
+    def sink(self, destination: str) -> Sink:
+        from bridges.jetstream import JetStreamSink
+
+        return JetStreamSink(self._connection, stream=self._section.stream, subject=destination, timeout=self._section.timeout)
+
+    def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
+        from bridges.jetstream import JetStream, JetStreamSource
+
+        # A connection of its own: one that a missed deadline of the sink throws away would take the claims with it.
+        connection = JetStream(self._section.servers, security=self._section.security(), name=f"outboxd consumer {consumer}")
+        self._stack.push_async_callback(connection.close)
+        subjects = list(topics or _destinations(patterns, routes))
+        if any(overlap(one, other) for place, one in enumerate(subjects) for other in subjects[:place]):
+            subjects = []  # JetStream refuses filters that overlap; the whole stream, then, and the consumer skips what is not its own
+        durable = re.sub(r"[^A-Za-z0-9_-]", "-", consumer)
+        return JetStreamSource(connection, stream=self._section.stream, durable=durable, subjects=subjects)
+
+    async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
+        from bridges.jetstream.settings import problems
+
+        return await problems(self._connection, self._section.stream, _destinations([route.topics for route in routes], routes))
+
+
+class _KafkaBroker:
+    def __init__(self, section: KafkaSection, stack: AsyncExitStack) -> None:
+        from bridges.kafka import Kafka
+
+        self._section = section
+        self._connection = Kafka(
+            section.servers, security=section.security(), idempotence=section.idempotence, compression=section.compression
+        )
+        stack.push_async_callback(self._connection.close)
+        self._stack = stack
+
+    def sink(self, destination: str) -> Sink:
+        from bridges.kafka import KafkaSink
+
+        return KafkaSink(self._connection, topic=destination, timeout=self._section.timeout)
+
+    def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
+        from bridges.kafka import KafkaSource
+
+        names = list(topics or _destinations(patterns, routes))
+        if any("*" in name or ">" in name for name in names):
+            source = KafkaSource(self._connection, group=consumer, pattern="|".join(map(_as_regex, names)))
+        else:
+            source = KafkaSource(self._connection, group=consumer, topics=names)
+        self._stack.push_async_callback(source.close)
+        return source
+
+    async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
+        from bridges.kafka.settings import problems
+
+        names = [name for name in _destinations([route.topics for route in routes], routes) if "*" not in name and ">" not in name]
+        return await problems(self._connection, names)
+
+
+class _InProcessBroker:
+    def __init__(self, section: InProcessSection, stack: AsyncExitStack) -> None:
+        from bridges.inprocess import Broker as Embedded
+
+        self._section = section
+        self._broker = Embedded(buffer=section.buffer)
+        stack.callback(self._broker.close)
+
+    def sink(self, destination: str) -> Sink:
+        from bridges.inprocess import InProcessSink
+
+        assert destination == "{topic}", "the configuration allows no other name"
+        return InProcessSink(self._broker, timeout=self._section.timeout, drop_unheard=self._section.drop_unheard)
+
+    def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
+        from bridges.inprocess import InProcessSource
+
+        return InProcessSource(self._broker, *(topics or patterns), group=consumer)
+
+    async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
+        return []
+
+
+def _destinations(patterns: Sequence[str], routes: Sequence[RouteSection]) -> list[str]:
+    """Return the broker's names for the topics that both a pattern and a route stand for, as patterns, without repetition."""
+    names = [Destination(route.destination).of(pattern) for route in routes for pattern in patterns if overlap(pattern, route.topics)]
+    return list(dict.fromkeys(names or patterns))
+
+
+def _as_regex(name: str) -> str:
+    tokens = {"*": r"[^.]+", ">": r".+"}
+    return "".join(tokens.get(part, re.escape(part)) for part in re.split(r"([*>])", name))

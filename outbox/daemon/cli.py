@@ -1,0 +1,136 @@
+"""The command ``outboxd``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import psycopg
+import typer
+
+from bridges.errors import ConfigurationError, OutboxError
+from migrations import runner
+from migrations.names import MigrationError
+from outbox.daemon.config import load
+
+app = typer.Typer(
+    help="A transactional outbox and bridge daemon for Postgres.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; OUTBOXD_* variables win over it.")]
+Dsn = Annotated[str | None, typer.Option(envvar="OUTBOXD_POSTGRES__DSN", help="A libpq connection string or URI.", show_envvar=True)]
+
+
+@app.command()
+def run(config: ConfigFile = None) -> None:
+    """Run the daemon: pump the routes, run the consumers, serve metrics and probes."""
+    from outbox.daemon import app as daemon
+
+    raise typer.Exit(daemon.run(load(config)))
+
+
+@app.command()
+def migrate(
+    config: ConfigFile = None,
+    dsn: Dsn = None,
+    track: Annotated[str | None, typer.Option(help=f"{' or '.join(runner.TRACKS)}; both if left out.")] = None,
+    schema: Annotated[str | None, typer.Option(help="Where to; each track's own schema if left out.")] = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print what would run, for a migration tool of your own; run nothing.")] = False,
+    max_payload: Annotated[int | None, typer.Option(help="Bytes above which the outbox table refuses a payload.")] = None,
+) -> None:
+    """Bring the schemas up to date."""
+    schemas = {"outbox": "outbox", "dedupe": "dedupe"}
+    if config is not None:
+        postgres = load(config).postgres
+        dsn = dsn or postgres.dsn.get_secret_value()
+        schemas = {"outbox": postgres.schema_, "dedupe": postgres.dedupe_schema}
+    tracks = [track] if track else list(runner.TRACKS)
+    for name in tracks:
+        runner.migrations_of(name)  # an unknown track is refused before anything is run
+    where = {name: schema or schemas[name] for name in tracks}
+    if dsn is None and not sql:
+        msg = "dsn: give --dsn, OUTBOXD_POSTGRES__DSN or a configuration file"
+        raise ConfigurationError(msg)
+    if dsn is None:
+        for name in tracks:
+            typer.echo(runner.script(name, schema=where[name]))
+        return
+    with psycopg.connect(dsn) as connection:
+        for name in tracks:
+            if sql:
+                applied = runner.applied_to(connection, name, schema=where[name])
+                typer.echo(runner.script(name, schema=where[name], applied=applied))
+                continue
+            done = runner.migrate(connection, name, schema=where[name])
+            typer.echo(f"{name}: schema {where[name]}: {', '.join(map(str, done)) or 'up to date'}")
+        if max_payload is not None and "outbox" in tracks and not sql:
+            runner.set_max_payload(connection, max_payload, schema=where["outbox"])
+            typer.echo(f"outbox: schema {where['outbox']}: payloads up to {max_payload} bytes")
+
+
+@app.command()
+def check(config: ConfigFile = None) -> None:
+    """Look at the configuration, the connections, the schemas and the brokers' settings, and say what is wrong."""
+    from outbox.daemon.check import check as findings
+
+    async def look() -> int:
+        wrong = 0
+        async for finding in findings(load(config)):
+            wrong += finding.problem is not None
+            typer.echo(
+                f"{'ok     ' if finding.problem is None else 'PROBLEM'}  {finding.what}{f': {finding.problem}' if finding.problem else ''}"
+            )
+        return wrong
+
+    if wrong := asyncio.run(look()):
+        typer.echo(f"{wrong} {'problem' if wrong == 1 else 'problems'}")
+        raise typer.Exit(1)
+    typer.echo("all is well")
+
+
+@app.command()
+def demo(
+    transactions: Annotated[int, typer.Option(min=1, help="pgbench transactions, all clients together.")] = 20_000,
+    clients: Annotated[int, typer.Option(min=1, max=64, help="pgbench clients.")] = 4,
+    via: Annotated[str, typer.Option(help="inprocess, nats or kafka.")] = "inprocess",
+    dsn: Annotated[str | None, typer.Option(help="An empty Postgres database to use, instead of a private server.")] = None,
+    servers: Annotated[str | None, typer.Option(help="A NATS or Kafka to use, instead of a private one.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="End with one JSON object on a line.")] = False,
+) -> None:
+    """Prove it: run pgbench, rebuild every account's balance from messages alone, and compare."""
+    from outbox.demo.run import Options, run_demo
+
+    raise typer.Exit(run_demo(Options(transactions=transactions, clients=clients, via=via, dsn=dsn, servers=servers, json=json)))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"outboxd {installed_version('outboxd')}")
+
+
+def main() -> None:
+    """Run the command line. A mistake in the configuration is one line for each, and exit code 2; other trouble exit code 1."""
+    try:
+        app()
+    except* (ConfigurationError, MigrationError) as problems:
+        _say(problems)
+        sys.exit(2)
+    except* (OutboxError, psycopg.Error) as problems:
+        _say(problems)
+        sys.exit(1)
+
+
+def _say(problems: BaseExceptionGroup[Exception]) -> None:
+    for problem in problems.exceptions:
+        if isinstance(problem, BaseExceptionGroup):
+            _say(problem)
+        else:
+            for line in str(problem).strip().splitlines():
+                typer.echo(f"outboxd: {line}", err=True)

@@ -1,0 +1,310 @@
+"""What can be configured: ``outboxd.toml`` and ``OUTBOXD_*``, checked once, before anything is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from bridges.errors import ConfigurationError
+from bridges.security import Mechanism, Security
+from bridges.topics import Destination, Pattern
+from migrations.names import check_schema_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Positive = Annotated[float, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PostgresSection(_Section):
+    """``[postgres]``: where the outbox is."""
+
+    dsn: SecretStr
+    """A libpq connection string or URI of the primary."""
+    schema_: str = Field(default="outbox", alias="schema")
+    """The schema of the outbox's tables."""
+    dedupe_schema: str = "dedupe"
+    """The schema of the consumers' tables."""
+    doorbell: bool = True
+    """False behind a transaction pooler, which cannot LISTEN: messages are then noticed by polling alone."""
+
+    @field_validator("schema_", "dedupe_schema")
+    @classmethod
+    def _check_schema(cls, name: str) -> str:
+        return check_schema_name(name)
+
+
+class RetrySection(_Section):
+    """``[pump.retry]``: what happens to a message whose failure is nobody's fault for sure."""
+
+    first: Positive = 1.0
+    """Seconds; the ceiling of the first wait, doubled each time."""
+    cap: Positive = 300.0
+    """Seconds; the ceiling of every wait."""
+    max_attempts: AtLeastOne = 10
+    """The attempt after which it is a dead letter. An outage is no attempt."""
+
+
+class PumpSection(_Section):
+    """``[pump]``: how the outbox is emptied."""
+
+    batch: int = Field(default=1000, ge=1, le=100_000)
+    """Messages in a claim. More is faster up to some thousands, and is what a crash may duplicate."""
+    claims: int = Field(default=2, ge=1, le=64)
+    """Batches in flight; a connection each."""
+    poll_interval: Positive = 1.0
+    """Seconds between looks while nothing rings: the latency if the doorbell fails."""
+    publish_timeout: Positive = 30.0
+    """Seconds a batch may take to be acknowledged; what is not acknowledged by then is given back."""
+    drain_timeout: Positive = 30.0
+    """Seconds between SIGTERM and the end."""
+    retry: RetrySection = RetrySection()
+
+
+class _SecureSection(_Section):
+    servers: list[str] = Field(min_length=1)
+    """Where the broker is."""
+    timeout: Positive = 10.0
+    """Seconds for the acknowledgement of one publish."""
+    user: str | None = None
+    password: SecretStr | None = None
+    tls: bool = False
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    def _secrets(self) -> dict[str, Any]:
+        return {}
+
+    def security(self) -> Security:
+        """Return the client's TLS and authentication. Raises `ConfigurationError`."""
+        return Security(
+            user=self.user,
+            password=_open(self.password),
+            tls=self.tls,
+            ca_file=self.ca_file,
+            cert_file=self.cert_file,
+            key_file=self.key_file,
+            **self._secrets(),
+        )
+
+    @model_validator(mode="after")
+    def _check_security(self) -> _SecureSection:
+        self.security().check_servers(self.servers)
+        return self
+
+
+class JetStreamSection(_SecureSection):
+    """``[sinks.NAME]`` with ``kind = "jetstream"``."""
+
+    kind: Literal["jetstream"]
+    stream: str = Field(pattern=r"^[^\s.*>/\\]+$")
+    """The stream that must acknowledge; made by you, with the retention you want."""
+    token: SecretStr | None = None
+    credentials_file: str | None = None
+    nkey_seed_file: str | None = None
+    tls_handshake_first: bool = False
+
+    def _secrets(self) -> dict[str, Any]:
+        return {
+            "token": _open(self.token),
+            "credentials_file": self.credentials_file,
+            "nkey_seed_file": self.nkey_seed_file,
+            "tls_handshake_first": self.tls_handshake_first,
+        }
+
+
+class KafkaSection(_SecureSection):
+    """``[sinks.NAME]`` with ``kind = "kafka"``."""
+
+    kind: Literal["kafka"]
+    mechanism: Mechanism = "PLAIN"
+    idempotence: bool = True
+    """Have the broker recognise what is sent again after a lost acknowledgement."""
+    compression: Literal["gzip", "snappy", "lz4", "zstd"] | None = None
+
+    def _secrets(self) -> dict[str, Any]:
+        return {"mechanism": self.mechanism}
+
+
+class InProcessSection(_Section):
+    """``[sinks.NAME]`` with ``kind = "inprocess"``: the embedded broker, for consumers in this very process."""
+
+    kind: Literal["inprocess"]
+    buffer: AtLeastOne = 1000
+    """Deliveries that a subscription buffers before a publish waits."""
+    timeout: Positive = 20.0
+    """Seconds for the acknowledgements of one batch."""
+    drop_unheard: bool = False
+    """True: a topic that nobody subscribes to is acknowledged and gone, as with a plain broker. False: it waits for a subscription."""
+
+
+SinkSection = Annotated[JetStreamSection | KafkaSection | InProcessSection, Field(discriminator="kind")]
+
+
+class RouteSection(_Section):
+    """``[[routes]]``: which topics go to which sink; the first that matches."""
+
+    topics: str
+    """A topic pattern: ``*`` stands for one token, ``>`` for one or more at the end."""
+    sink: str
+    """The name of one of ``[sinks]``."""
+    subject: str | None = None
+    """JetStream: what a topic is called there, such as ``shop.{topic}``."""
+    topic: str | None = None
+    """Kafka: what a topic is called there, such as ``shop-{topic}``."""
+
+    @field_validator("topics")
+    @classmethod
+    def _check_pattern(cls, text: str) -> str:
+        Pattern(text)
+        return text
+
+    @field_validator("subject", "topic")
+    @classmethod
+    def _check_destination(cls, text: str | None) -> str | None:
+        if text is not None:
+            Destination(text)
+        return text
+
+    @property
+    def destination(self) -> str:
+        """The template of what a topic is called at the sink."""
+        return self.subject or self.topic or "{topic}"
+
+
+class ConsumerSection(_Section):
+    """``[[consumers]]``: handlers to run in this process."""
+
+    app: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    """``module:name`` of a `dedupe.Consumer`."""
+    source: str | None = None
+    """The sink whose broker it consumes from; may be left out if there is one sink only."""
+    dsn: SecretStr | None = None
+    """The database of its effects; ``[postgres]`` if left out."""
+    topics: list[str] | None = None
+    """What to take from the broker, in the broker's own names: NATS subjects, Kafka topics.
+    By default, what its handlers and the routes say."""
+
+
+class HttpSection(_Section):
+    """``[http]``: metrics and probes."""
+
+    listen: str | None = Field(default="127.0.0.1:9410", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+    """``host:port``. There is no authentication: beyond loopback, that is for your network to see to."""
+    stall_after: Positive = 60.0
+    """Seconds without progress, with something due, after which the daemon is not ready; without a turn of its loop, not live."""
+    measure_every: Positive = 15.0
+    """Seconds between measurements of the backlog."""
+
+
+class TelemetrySection(_Section):
+    """``[telemetry]``: where spans and logs go."""
+
+    otlp_endpoint: str | None = None
+    """The URL of an OTLP/HTTP collector's traces, such as ``http://127.0.0.1:4318/v1/traces``. None: no spans are exported."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """``auto``: for people on a terminal, JSON anywhere else."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(BaseSettings):
+    """Everything, frozen."""
+
+    model_config = SettingsConfigDict(env_prefix="OUTBOXD_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    postgres: PostgresSection
+    pump: PumpSection = PumpSection()
+    sinks: dict[str, SinkSection] = Field(default_factory=dict)
+    routes: list[RouteSection] = Field(default_factory=list)
+    consumers: list[ConsumerSection] = Field(default_factory=list)
+    http: HttpSection = HttpSection()
+    telemetry: TelemetrySection = TelemetrySection()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file, which arrives as the initial values."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Settings:
+        known = ", ".join(self.sinks) or "none"
+        if not self.routes and not self.consumers:
+            msg = "routes: nothing to do: at least one of [[routes]] or [[consumers]] is needed"
+            raise ValueError(msg)
+        for place, route in enumerate(self.routes):
+            sink = self.sinks.get(route.sink)
+            if sink is None:
+                msg = f"routes.{place}.sink: {route.sink!r} is not one of [sinks]: {known}"
+                raise ValueError(msg)
+            for key, kind in (("subject", "jetstream"), ("topic", "kafka")):
+                if getattr(route, key) is not None and sink.kind != kind:
+                    msg = f"routes.{place}.{key}: is for sinks of kind {kind!r}, and {route.sink!r} is {sink.kind!r}"
+                    raise ValueError(msg)
+        for place, consumer in enumerate(self.consumers):
+            if consumer.source is None and len(self.sinks) != 1:
+                msg = f"consumers.{place}.source: one of [sinks] must be named, since there is not exactly one: {known}"
+                raise ValueError(msg)
+            if consumer.source is not None and consumer.source not in self.sinks:
+                msg = f"consumers.{place}.source: {consumer.source!r} is not one of [sinks]: {known}"
+                raise ValueError(msg)
+        return self
+
+    def source_of(self, consumer: ConsumerSection) -> str:
+        """Return the name of the sink whose broker the consumer consumes from."""
+        return consumer.source or next(iter(self.sinks))
+
+
+def load(path: Path | None) -> Settings:
+    """Read the configuration. Raises `ConfigurationError` with a line for each thing that is wrong, named by its key."""
+    values: Mapping[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            msg = f"{path}: no such file"
+            raise ConfigurationError(msg)
+        try:
+            values = TomlConfigSettingsSource(Settings, toml_file=path)()
+        except ValueError as problem:  # tomllib.TOMLDecodeError is one
+            msg = f"{path}: {problem}"
+            raise ConfigurationError(msg) from problem
+    try:
+        return Settings(**values)
+    except ValidationError as problem:
+        raise ConfigurationError("\n".join(_lines(problem))) from None  # not chained: the original shows what was given
+
+
+def _lines(problem: ValidationError) -> list[str]:
+    lines = []
+    for error in problem.errors(include_url=False, include_input=False):
+        # The tag of a union's member is no key of the file.
+        key = ".".join(str(part) for part in error["loc"] if part not in {"jetstream", "kafka", "inprocess"})
+        text = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            text = "is not a known key"
+        elif error["type"] == "missing":
+            text = "is needed"
+        elif error["type"] == "union_tag_invalid":
+            text = f"kind: {error['ctx']['tag']!r} is not one of {error['ctx']['expected_tags']}"
+        elif error["type"] == "union_tag_not_found":
+            text = "kind: is needed: 'jetstream', 'kafka' or 'inprocess'"
+        lines.append(f"{key}: {text}" if key else text)
+    return lines
+
+
+def _open(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None

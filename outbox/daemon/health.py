@@ -1,0 +1,80 @@
+"""Live and ready, judged by progress and not by a running loop."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge
+
+if TYPE_CHECKING:
+    from bridges.observed import Progress
+    from outbox.janitor import Backlog
+
+
+class Health:
+    """What the probes answer.
+
+    Live: every loop has come round lately. If not, only a restart helps. Ready: the outbox can be reached, its sinks take messages, and
+    whatever is due is moving.
+
+    Args:
+        stall_after: seconds.
+        registry: for the gauges of the backlog.
+    """
+
+    def __init__(self, *, stall_after: float, registry: CollectorRegistry = REGISTRY) -> None:
+        self._stall_after = stall_after
+        self._watched: dict[str, Progress] = {}
+        self._live: set[str] = set()
+        self._oldest: float = 0.0
+        self._measured_at: float | None = None
+        self._draining = False
+        self._messages = Gauge("outbox_backlog_messages", "Messages in the FIFO", registry=registry)
+        self._held = Gauge("outbox_held_messages", "Messages behind a failing head", registry=registry)
+        self._deferred = Gauge("outbox_deferred_messages", "Messages waiting for a time", registry=registry)
+        self._dead = Gauge("outbox_dead_letters", "Messages given up", registry=registry)
+        self._age = Gauge("outbox_oldest_message_age_seconds", "Age of the oldest message that could have gone", registry=registry)
+
+    def watch(self, name: str, progress: Progress, *, live: bool = False) -> None:
+        """Judge readiness by this too, and liveness if it is a loop that comes round by itself, however slow its work."""
+        self._watched[name] = progress
+        if live:
+            self._live.add(name)
+
+    def drain(self) -> None:
+        """Not ready from now on: the daemon is shutting down."""
+        self._draining = True
+
+    def note_backlog(self, backlog: Backlog) -> None:
+        """Take a measurement of the backlog."""
+        self._oldest = backlog.oldest_seconds
+        self._measured_at = time.monotonic()
+        self._messages.set(backlog.messages)
+        self._held.set(backlog.held)
+        self._deferred.set(backlog.deferred)
+        self._dead.set(backlog.dead)
+        self._age.set(backlog.oldest_seconds)
+
+    def why_not_live(self) -> list[str]:
+        """Return what says that only a restart would help; nothing if all is well."""
+        now = time.monotonic()
+        return [
+            f"{name}: its loop has not come round for {now - loop.turned_at:.0f} s"
+            for name, loop in self._watched.items()
+            if name in self._live and now - loop.turned_at > self._stall_after
+        ]
+
+    def why_not_ready(self) -> list[str]:
+        """Return what keeps messages from moving; nothing if all is well."""
+        reasons = self.why_not_live()
+        if self._draining:
+            reasons.append("shutting down")
+        for name, watched in self._watched.items():
+            reasons += [f"{name}: {trouble}" for trouble in (watched.source_trouble, watched.sink_trouble) if trouble]
+        pump = self._watched.get("pump")
+        if pump is not None:
+            quiet = time.monotonic() - pump.moved_at
+            if self._oldest > self._stall_after and quiet > self._stall_after:
+                reasons.append(f"pump: the oldest message is {self._oldest:.0f} s old and nothing has moved for {quiet:.0f} s")
+        return reasons

@@ -1,0 +1,312 @@
+"""The pump's source: lanes, claim, settle, floor. One transaction a batch, on connections of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, LiteralString, Self
+
+import psycopg
+
+from bridges.backoff import Backoff
+from bridges.errors import SourceUnavailable
+from bridges.message import Message
+from outbox import sql
+from outbox.doorbell import Doorbell
+from outbox.floors import Floors, Seen
+from outbox.settlement import Row, Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from bridges.ports import Outcome
+    from outbox.settlement import Table
+
+log = logging.getLogger("outboxd.source")
+
+LANES: Final = 64
+
+RETRY: Final = Backoff(first=1.0, cap=300.0, max_attempts=10)
+"""The default for a `Retry`: some forty minutes in all, since nobody knows whose fault it is."""
+
+
+class OutboxSource:
+    """Claims rows of the outbox.
+
+    A claim is a transaction: it owns lanes, and so keys, for as long as it lives, and a pump that dies, hangs or is cut off loses it.
+    Any number of sources, in any number of processes, share one outbox.
+
+    Args:
+        dsn: a libpq connection string or URI of the primary.
+        schema: where the outbox's tables are.
+        claims: how many claims the Bridge keeps in flight: the lanes are shared among them when there is much to do.
+        poll_interval: seconds between looks while nothing rings.
+        doorbell: False behind a transaction pooler, which cannot LISTEN: messages are then noticed by polling.
+        retry: how long a `Retry` waits, and after how many attempts it is dead.
+        claim_timeout: seconds after which Postgres ends a claim whose pump says nothing. Above the Bridge's ``publish_timeout``.
+        sweep_every: seconds between claims that ignore the floor; see `outbox.floors`.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = "outbox",
+        claims: int = 2,
+        poll_interval: float = 1.0,
+        doorbell: bool = True,
+        retry: Backoff = RETRY,
+        claim_timeout: float = 60.0,
+        sweep_every: float | None = 10.0,
+    ) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._share = -(-LANES // claims)
+        self._poll_interval = poll_interval
+        self._retry = retry
+        self._claim_timeout = claim_timeout
+        self._floors = Floors(sweep_every=sweep_every)
+        self._doorbell = Doorbell(self._connect, self._look, schema=schema, poll_interval=poll_interval, listen=doorbell)
+        self._idle: list[psycopg.AsyncConnection[Any]] = []
+        self._next_lane = 0
+        self._busy = False
+        self._fruitless = 0
+        self._in_flight = 0
+        self._claim_ended = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the idle connections. They are made again if they are needed."""
+        await self._doorbell.close()
+        while self._idle:
+            await self._idle.pop().close()
+
+    @asynccontextmanager
+    async def claim(self, limit: int) -> AsyncIterator[OutboxBatch]:
+        """Claim up to ``limit`` rows that are due, in one transaction that ends with the context. Raises `SourceUnavailable`."""
+        connection = None
+        self._in_flight += 1
+        try:
+            connection = self._idle.pop() if self._idle else await self._connect()
+            batch = await self._claimed(connection, limit)
+            self._fruitless = 0 if batch.messages else self._fruitless + 1
+            self._busy = len(batch.messages) >= limit
+            yield batch
+            await batch.give_back()
+            self._idle.append(connection)
+            connection = None
+        except psycopg.Error as problem:
+            raise SourceUnavailable(_told(problem)) from problem
+        finally:
+            self._in_flight -= 1
+            self._claim_ended.set()
+            if connection is not None:
+                # In an unknown state: the server rolls back when it is gone.
+                await connection.close()
+
+    async def wait(self, timeout: float) -> None:
+        """Sleep until the doorbell rings, something deferred falls due, or the poll finds something.
+
+        While claims are in flight their lanes are theirs, so it waits for the first of them to end.
+        """
+        if self._in_flight:
+            self._claim_ended.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._claim_ended.wait(), min(timeout, self._poll_interval))
+            if self._in_flight:
+                return
+        try:
+            await self._doorbell.sleep(timeout, fruitless=max(0, self._fruitless - 1))
+        except (psycopg.Error, SourceUnavailable) as problem:
+            log.debug("doorbell: %s", problem)
+            await asyncio.sleep(min(timeout, self._poll_interval))  # the next claim says what is wrong, or that nothing is
+
+    async def _look(self, connection: psycopg.AsyncConnection[Any]) -> tuple[bool, float | None]:
+        """Say whether anything is due, and else in how many seconds something will be, if that is known."""
+        now = asyncio.get_running_loop().time()
+        floor = self._floors.start(range(LANES), now)
+        cursor = await connection.execute(sql.bind(sql.PROBE, self._schema), (floor,))
+        row = await cursor.fetchone()
+        assert row is not None
+        if not row[0]:
+            self._floors.swept(range(LANES), now)
+        return row[0], row[1]
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        try:
+            return await psycopg.AsyncConnection.connect(
+                self._dsn,
+                autocommit=True,  # BEGIN and COMMIT are ours, to travel in one round trip with what is between
+                application_name="outboxd",
+                connect_timeout=5,
+                target_session_attrs="read-write",
+                keepalives_idle=15,
+                keepalives_interval=5,
+                keepalives_count=3,
+                tcp_user_timeout=int(self._claim_timeout * 1000),
+            )
+        except psycopg.OperationalError as problem:
+            raise SourceUnavailable(_told(problem)) from problem
+
+    async def _claimed(self, connection: psycopg.AsyncConnection[Any], limit: int) -> OutboxBatch:
+        """Claim until there is something to send, or nothing at all: rows that are only set aside are settled on the way."""
+        while True:
+            lanes = await self._own_lanes(connection)
+            now = asyncio.get_running_loop().time()
+            rows, seen = await self._select_due(connection, lanes, limit, self._floors.start(lanes, now))
+            self._floors.swept(lanes, now)
+            settlement = Settlement()
+            to_send = settlement.set_aside(rows)
+            batch = OutboxBatch(connection, self._schema, to_send, settlement, self._retry, self._note_floor(lanes, rows, seen))
+            if to_send or not settlement.changes_something:
+                return batch
+            await batch.settle([])
+
+    async def _own_lanes(self, connection: psycopg.AsyncConnection[Any]) -> list[int]:
+        timeout = f"{int(self._claim_timeout * 1000)}ms"
+        # Everything, if there is little to do: one claim then sees all that is due. A share each, if there is much.
+        share = self._share if self._busy else LANES
+        async with connection.pipeline():
+            await connection.execute("BEGIN")
+            await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
+            cursor = await connection.execute(sql.bind(sql.OWN_LANES, self._schema), (self._next_lane, share))
+        lanes = [lane for (lane,) in await cursor.fetchall()]
+        if lanes:
+            self._next_lane = (lanes[-1] + 1) % LANES
+        return lanes
+
+    async def _select_due(
+        self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int
+    ) -> tuple[list[Row], Seen | None]:
+        if not lanes:
+            return [], None
+        parameters = {"lanes": list(lanes), "limit": limit, "floor": floor}
+        async with connection.pipeline(), connection.cursor(binary=True) as due:
+            held = await connection.cursor(binary=True).execute(sql.bind(sql.CLAIM_HELD, self._schema), parameters)
+            deferred = await connection.cursor(binary=True).execute(sql.bind(sql.CLAIM_DEFERRED, self._schema), parameters)
+            first = await connection.cursor(binary=True).execute(sql.bind(sql.CLAIM_PRIORITY, self._schema), parameters)
+            await due.execute(sql.bind(sql.CLAIM_FIFO, self._schema), parameters)
+            rows = _rows("held", await held.fetchall())
+            rows += _rows("deferred", await deferred.fetchall())
+            rows += _rows("messages", await first.fetchall())
+            fifo = await due.fetchall()
+        seen = None
+        # More than the limit was looked at in the rare batch that has more than the FIFO in it: what is over stays for the next claim.
+        if room := max(0, limit - len(rows)):
+            exhausted = len(fifo) < limit
+            fifo, over = fifo[:room], fifo[room:]
+            if fifo:
+                seen = Seen(last=fifo[-1][7], exhausted=exhausted and not over, xmin=fifo[0][14], xmax=fifo[0][15])
+            rows += _rows("messages", fifo)
+        return rows[:limit], seen
+
+    def _note_floor(self, lanes: Sequence[int], rows: Sequence[Row], seen: Seen | None) -> Callable[[set[int]], None]:
+        def note(stay: set[int]) -> None:
+            if seen is None:
+                return
+            # Above a row that stays, nothing is settled as far as a floor is concerned.
+            left = [row.position for row in rows if row.table == "messages" and row.position <= seen.last]
+            if stay_below := [position for position in stay if position <= seen.last]:
+                left = [position for position in left if position < min(stay_below)]
+                if left:
+                    self._floors.settled(lanes, seen._replace(last=max(left), exhausted=False))
+            else:
+                self._floors.settled(lanes, seen)
+
+        return note
+
+
+class OutboxBatch:
+    """What one claim holds. `settle` moves the rows and commits; left without it, everything stays as it was."""
+
+    def __init__(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        schema: str,
+        rows: Sequence[Row],
+        settlement: Settlement,
+        retry: Backoff,
+        note_floor: Callable[[set[int]], None],
+    ) -> None:
+        self._connection = connection
+        self._schema = schema
+        self._rows = rows
+        self._settlement = settlement
+        self._retry = retry
+        self._note_floor = note_floor
+        self._open = True
+        self.messages = [row.message for row in rows]
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Delete what was published, move what was not where it belongs, and commit. An outage changes and counts nothing.
+
+        Raises psycopg's errors: a settlement whose answer was lost counts as not made, and the messages may go out again.
+        """
+        self._settlement.decide(self._rows, outcomes, self._retry)
+        if not self._settlement.changes_something:
+            return  # leaving gives all back
+        self._open = False
+        # Cancelled in the middle, the commit may or may not have happened: it is finished first.
+        settling = asyncio.ensure_future(self._execute(self._settlement))
+        try:
+            await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            await asyncio.wait({settling})
+            raise
+        self._note_floor(self._settlement.stay)
+
+    async def give_back(self) -> None:
+        """Roll back, unless settled."""
+        if self._open:
+            self._open = False
+            await self._connection.execute("ROLLBACK")
+
+    async def _execute(self, settlement: Settlement) -> None:
+        connection, schema = self._connection, self._schema
+        async with connection.pipeline():
+            for table, statement in _DELETES.items():
+                if positions := settlement.published[table]:
+                    await connection.execute(sql.bind(statement, schema), (positions,))
+            if dead := settlement.dead:
+                positions, reasons, attempts, errors = map(list, zip(*dead, strict=True))
+                parameters = {"positions": positions, "reasons": reasons, "attempts": attempts, "errors": errors}
+                await connection.execute(sql.bind(sql.MOVE_TO_DEAD, schema), parameters)
+            if deferred := settlement.deferred:
+                positions, seconds, attempts, errors = map(list, zip(*deferred, strict=True))
+                parameters = {"positions": positions, "seconds": seconds, "attempts": attempts, "errors": errors}
+                await connection.execute(sql.bind(sql.MOVE_TO_DEFERRED, schema), parameters)
+            if settlement.held:
+                await connection.execute(sql.bind(sql.MOVE_TO_HELD, schema), {"positions": settlement.held})
+            if held := settlement.holds.values():
+                holds, lanes, seconds, attempts, errors = map(list, zip(*held, strict=True))
+                parameters = {"holds": holds, "lanes": lanes, "seconds": seconds, "attempts": attempts, "errors": errors}
+                await connection.execute(sql.bind(sql.HOLD_KEYS, schema), parameters)
+            if advanced := list(settlement.advanced):
+                await connection.execute(sql.bind(sql.ADVANCE_HOLDS, schema), (advanced,))
+                await connection.execute(sql.bind(sql.END_HOLDS, schema), (advanced,))
+            await connection.execute("COMMIT")
+        for row in settlement.dead:
+            log.error("dead letter: position %d: %s: %s", row.position, row.reason, row.error)
+
+
+_DELETES: Final[dict[Table, LiteralString]] = {
+    "messages": sql.DELETE_MESSAGES,
+    "deferred": sql.DELETE_DEFERRED,
+    "held": sql.DELETE_HELD,
+}
+
+
+def _rows(table: Table, fetched: Sequence[tuple[Any, ...]]) -> list[Row]:
+    return [Row(Message(*row[:7]), table, *row[7:14]) for row in fetched]
+
+
+def _told(problem: psycopg.Error) -> str:
+    """Say what went wrong in one line, without anything of a connection string."""
+    state = f" ({problem.sqlstate})" if problem.sqlstate else ""
+    return f"{type(problem).__name__}{state}: {str(problem).strip().splitlines()[0] if str(problem).strip() else 'no answer'}"

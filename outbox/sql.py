@@ -1,0 +1,183 @@
+"""Every statement on the outbox's tables, each headed by why it has its shape. `bind` puts the schema's name in.
+
+This module is light to import: the statements are text, and psycopg comes with the connection they run on.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final, LiteralString
+
+from migrations.names import check_schema_name, render
+
+
+@cache
+def bind(statement: LiteralString, schema: str) -> LiteralString:
+    """Return the statement for a schema. Raises `migrations.names.MigrationError` for a name that is not allowed."""
+    return render(statement, schema)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------------
+
+# No RETURNING: it would need SELECT, and an application may have INSERT alone. The id is made by the client.
+INSERT_ONE: Final = """
+INSERT INTO :"schema".messages (id, topic, key, payload, content_type, headers, deliver_at, expires_at, priority)
+VALUES (%s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s)"""
+
+# One statement and one round trip for any number of rows. The ordinality keeps their order whatever the planner does, since
+# positions are drawn in the order in which rows reach the table.
+INSERT_MANY: Final = """
+INSERT INTO :"schema".messages (id, topic, key, payload, content_type, headers, deliver_at, expires_at, priority)
+SELECT id, topic, key, payload, content_type, headers::jsonb, deliver_at, expires_at, priority
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bytea[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[], %s::smallint[])
+     WITH ORDINALITY AS new (id, topic, key, payload, content_type, headers, deliver_at, expires_at, priority, place)
+ORDER BY place"""
+
+# --- claiming -------------------------------------------------------------------------------------------------------------
+
+# The session of a claim, set for its transaction alone, so that a pooler in between can do no harm.
+# synchronous_commit: a settle that is lost in a crash of the server is only a duplicate. The timeouts end a claim whose pump hangs
+# or was cut off. Sequential and bitmap scans are never right for a FIFO that is read by position, whatever stale statistics say.
+CONFIGURE_CLAIM: Final = """
+SELECT set_config('synchronous_commit', 'off', true), set_config('statement_timeout', %s, true),
+       set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
+       set_config('search_path', 'pg_catalog', true), set_config('jit', 'off', true),
+       set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"""
+
+# Own some lanes for the life of the transaction. A statement of its own: the snapshots of the statements that follow begin after
+# the lanes are held, and so see all that their last owner committed. In one statement with the claim, a row that the last owner moved
+# behind a failing head, or a hold that it made, would be missed, and the key would be out of order.
+OWN_LANES: Final = """
+SELECT lane FROM :"schema".lanes
+ORDER BY (lane - %s::integer) & 63 LIMIT %s
+FOR UPDATE SKIP LOCKED"""
+
+# The due holds of my lanes, with their heads. A hold that has failed shows its head alone: what is behind it is not looked at until
+# the head has left. Lanes keep others away, so nothing here needs a lock of its own.
+CLAIM_HELD: Final = """
+SELECT m.id, m.topic, m.payload, m.key, m.content_type, m.headers, m.created_at, m.position, m.lane,
+       false AS early, coalesce(m.expires_at <= statement_timestamp(), false) AS expired, false AS joins, h.hold, h.attempts
+FROM (SELECT hold, attempts FROM :"schema".holds
+      WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[]) ORDER BY due_at LIMIT %(limit)s) AS h
+CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE held.hold = h.hold ORDER BY position
+                    LIMIT CASE WHEN h.attempts = 0 THEN %(limit)s ELSE 1 END) AS m
+ORDER BY h.hold, m.position LIMIT %(limit)s"""
+
+# Scheduled messages whose time has come, and keyless retries. Of my lanes only, since a scheduled message may have a key.
+CLAIM_DEFERRED: Final = """
+SELECT id, topic, payload, key, content_type, headers, created_at, position, lane,
+       false AS early, coalesce(expires_at <= statement_timestamp(), false) AS expired,
+       EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) AS joins, NULL AS hold, attempts
+FROM :"schema".deferred
+WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[])
+ORDER BY due_at, position LIMIT %(limit)s"""
+
+# "priority > 0" is written as the partial index has it: as a parameter it would defeat the index.
+CLAIM_PRIORITY: Final = """
+SELECT id, topic, payload, key, content_type, headers, created_at, position, lane,
+       coalesce(deliver_at > statement_timestamp(), false) AS early, coalesce(expires_at <= statement_timestamp(), false) AS expired,
+       EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) AS joins, NULL AS hold, 0 AS attempts
+FROM :"schema".messages
+WHERE priority > 0 AND lane = ANY(%(lanes)s::smallint[])
+ORDER BY priority DESC, position LIMIT %(limit)s
+FOR UPDATE SKIP LOCKED"""
+
+# The FIFO, from the floor on: without it a claim walks every dead index entry that a long transaction keeps alive. The snapshot
+# of this very statement comes along, once (as a subquery it is an InitPlan), for the next floor. LIMIT stands outside FOR UPDATE here
+# because this is no subquery: inside an IN (...), some plans lock and take more rows than the limit.
+CLAIM_FIFO: Final = """
+SELECT id, topic, payload, key, content_type, headers, created_at, position, lane,
+       coalesce(deliver_at > statement_timestamp(), false) AS early, coalesce(expires_at <= statement_timestamp(), false) AS expired,
+       EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) AS joins, NULL AS hold, 0 AS attempts,
+       (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
+       (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) AS xmax
+FROM :"schema".messages
+WHERE priority = 0 AND position > %(floor)s AND lane = ANY(%(lanes)s::smallint[])
+ORDER BY position LIMIT %(limit)s
+FOR UPDATE SKIP LOCKED"""
+
+# --- settling -------------------------------------------------------------------------------------------------------------
+
+_KEPT: Final = "position, id, created_at, deliver_at, expires_at, priority, lane, topic, key, content_type, headers, payload"
+
+DELETE_MESSAGES: Final = 'DELETE FROM :"schema".messages WHERE position = ANY(%s::bigint[])'
+DELETE_DEFERRED: Final = 'DELETE FROM :"schema".deferred WHERE position = ANY(%s::bigint[])'
+DELETE_HELD: Final = 'DELETE FROM :"schema".held WHERE position = ANY(%s::bigint[])'
+
+# A move is one statement: a row is never in two places, nor in none. A row is in one of the three tables, and deleting from the
+# other two finds nothing, at the price of an index look-up; moves are rare.
+_GONE: Final = f"""
+WITH gone AS (
+    DELETE FROM :"schema".messages WHERE position = ANY(%(positions)s::bigint[]) RETURNING {_KEPT}
+), gone_deferred AS (
+    DELETE FROM :"schema".deferred WHERE position = ANY(%(positions)s::bigint[]) RETURNING {_KEPT}
+), gone_held AS (
+    DELETE FROM :"schema".held WHERE position = ANY(%(positions)s::bigint[]) RETURNING {_KEPT}
+), moved AS (
+    SELECT * FROM gone UNION ALL SELECT * FROM gone_deferred UNION ALL SELECT * FROM gone_held
+)"""
+
+MOVE_TO_DEAD: Final = f"""{_GONE}
+INSERT INTO :"schema".dead ({_KEPT}, reason, attempts, error)
+SELECT moved.*, why.reason, why.attempts, why.error
+FROM moved JOIN unnest(%(positions)s::bigint[], %(reasons)s::text[], %(attempts)s::integer[], %(errors)s::text[])
+     AS why (position, reason, attempts, error) USING (position)"""
+
+MOVE_TO_HELD: Final = f"""{_GONE}
+INSERT INTO :"schema".held ({_KEPT}, hold)
+SELECT moved.*, 'key:' || moved.key FROM moved"""
+
+# Scheduled by the application, or by the backoff policy: seconds from now where they are given, else the message's own time.
+MOVE_TO_DEFERRED: Final = f"""{_GONE}
+INSERT INTO :"schema".deferred ({_KEPT}, due_at, attempts, error)
+SELECT moved.*, coalesce(clock_timestamp() + why.seconds * interval '1 second', moved.deliver_at), why.attempts, why.error
+FROM moved JOIN unnest(%(positions)s::bigint[], %(seconds)s::double precision[], %(attempts)s::integer[], %(errors)s::text[])
+     AS why (position, seconds, attempts, error) USING (position)"""
+
+# A head failed: make its hold, or count one more failure of it.
+HOLD_KEYS: Final = """
+INSERT INTO :"schema".holds (hold, lane, due_at, attempts, error)
+SELECT hold, lane, clock_timestamp() + seconds * interval '1 second', attempts, error
+FROM unnest(%(holds)s::text[], %(lanes)s::smallint[], %(seconds)s::double precision[], %(attempts)s::integer[], %(errors)s::text[])
+     AS failed (hold, lane, seconds, attempts, error)
+ON CONFLICT (hold) DO UPDATE SET due_at = excluded.due_at, attempts = excluded.attempts, error = excluded.error"""
+
+# The head of a hold has left: those behind it are due at once. A hold with nobody left in it is over. Two statements: the second
+# must see the rows that the settlement has deleted and moved.
+ADVANCE_HOLDS: Final = """
+UPDATE :"schema".holds SET due_at = clock_timestamp(), attempts = 0, error = NULL WHERE hold = ANY(%s)"""
+END_HOLDS: Final = """
+DELETE FROM :"schema".holds WHERE hold = ANY(%s) AND NOT EXISTS (SELECT FROM :"schema".held WHERE held.hold = holds.hold)"""
+
+# --- sleeping and waking --------------------------------------------------------------------------------------------------
+
+# One of several pumps minds the doorbell, for as long as it is connected; it takes the lock that the table's trigger tries.
+MIND_DOORBELL: Final = "SELECT pg_try_advisory_lock(hashtextextended('outboxd.sleeper.' || :'schema', 0))"
+TAKE_DOORBELL: Final = "SELECT pg_try_advisory_lock(hashtextextended('outboxd.doorbell.' || :'schema', 0))"
+RELEASE_DOORBELL: Final = "SELECT pg_advisory_unlock(hashtextextended('outboxd.doorbell.' || :'schema', 0))"
+
+# The one query of an idle second: is anything due, and if not, in how many seconds will something be? Each part reads one index entry.
+PROBE: Final = """
+SELECT EXISTS (SELECT FROM :"schema".messages WHERE position > %s)
+       OR EXISTS (SELECT FROM :"schema".messages WHERE priority > 0)
+       OR coalesce(due.at <= clock_timestamp(), false),
+       extract(epoch FROM due.at - clock_timestamp())::double precision
+FROM (SELECT least((SELECT min(due_at) FROM :"schema".holds), (SELECT min(due_at) FROM :"schema".deferred)) AS at) AS due"""
+
+# --- watching -------------------------------------------------------------------------------------------------------------
+
+# Exact counts, measured at intervals and never by the pump; the age is that of the oldest message that could have gone by now.
+BACKLOG: Final = """
+SELECT (SELECT count(*) FROM :"schema".messages) AS messages,
+       (SELECT count(*) FROM :"schema".held) AS held,
+       (SELECT count(*) FROM :"schema".deferred) AS deferred,
+       (SELECT count(*) FROM :"schema".dead) AS dead,
+       coalesce(extract(epoch FROM clock_timestamp() - least(
+           (SELECT created_at FROM :"schema".messages ORDER BY position LIMIT 1),
+           (SELECT min(created_at) FROM :"schema".held),
+           (SELECT min(due_at) FROM :"schema".deferred WHERE due_at <= clock_timestamp()))), 0)::double precision AS oldest_seconds"""
+
+
+def listen(schema: str) -> LiteralString:
+    """Return the LISTEN for the channel that the table's trigger notifies: ``outboxd.`` and the schema's name."""
+    return f'LISTEN "outboxd.{check_schema_name(schema)}"'
