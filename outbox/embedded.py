@@ -65,6 +65,11 @@ class PrivatePostgres:
             raise RuntimeError(msg)
         return self._process.pid
 
+    @property
+    def log(self) -> Path:
+        """The server's log file."""
+        return self._folder / "log"
+
     def binary(self, name: str) -> Path:
         """Return the path of one of the installation's programs, such as ``pgbench``."""
         return self._bin / name
@@ -84,7 +89,7 @@ class PrivatePostgres:
         """Start the server and wait until it answers."""
         options = [f"-c{name}={value}" for name, value in self._settings.items()]
         # Into a file, since nobody reads a pipe.
-        with (self._folder / "log").open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self._data, "-h127.0.0.1", f"-p{self._port}", "-k", self._folder, *options],
                 stdout=log,
@@ -99,7 +104,7 @@ class PrivatePostgres:
                 psycopg.connect(self.dsn, connect_timeout=2).close()
             except psycopg.OperationalError as problem:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    log_text = (self._folder / "log").read_text(errors="replace")[-2000:]
+                    log_text = self.log.read_text(errors="replace")[-2000:]
                     msg = f"Postgres did not start: {problem}\n{log_text}"
                     raise TimeoutError(msg) from problem
                 time.sleep(0.02)  # a condition with a deadline: the server has nothing to wait on before it answers

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bridges.message import Message
 
 Table = Literal["messages", "deferred", "held"]
+Aside = Literal["early", "expired", "joins"]
 
 _MAX_ERROR = 2000  # characters of an error that are kept with the row
 
@@ -26,22 +27,19 @@ class Row(NamedTuple):
         table: where it was claimed from.
         position: its place in the outbox.
         lane: its key's lane.
-        early: its ``deliver_at`` is still to come.
-        expired: its ``expires_at`` has passed.
-        joins: its key has a hold, and it is not of that hold.
         hold: the hold it was claimed from, if any.
         attempts: how often it, or the head of its hold, has failed.
+        aside: why it is not to be sent now: its ``deliver_at`` is still to come, its ``expires_at`` has passed, or its key has a hold
+            that it joins.
     """
 
     message: Message
     table: Table
     position: int
     lane: int
-    early: bool
-    expired: bool
-    joins: bool
-    hold: str | None
-    attempts: int
+    hold: str | None = None
+    attempts: int = 0
+    aside: Aside | None = None
 
 
 class Dead(NamedTuple):
@@ -95,14 +93,15 @@ class Settlement:
         """Decide about the rows that are not to be sent now, and return those that are."""
         to_send = []
         for row in rows:
-            if row.expired:
-                self._give_up(row, Reason.EXPIRED, row.attempts, "expires_at passed before it could be sent")
-            elif row.early:
-                self.deferred.append(Deferred(row.position, None, 0, None))
-            elif row.joins:
-                self.held.append(row.position)
-            else:
-                to_send.append(row)
+            match row.aside:
+                case None:
+                    to_send.append(row)
+                case "expired":
+                    self._give_up(row, Reason.EXPIRED, row.attempts, "expires_at passed before it could be sent")
+                case "early":
+                    self.deferred.append(Deferred(row.position, None, 0, None))
+                case "joins":
+                    self.held.append(row.position)
         return to_send
 
     def decide(self, rows: Sequence[Row], outcomes: Sequence[Outcome], retry: Backoff) -> None:

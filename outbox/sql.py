@@ -52,31 +52,34 @@ SELECT lane FROM :"schema".lanes
 ORDER BY (lane - %s::integer) & 63 LIMIT %s
 FOR UPDATE SKIP LOCKED"""
 
+# Every claim selects the columns of a message, in the order of `bridges.message.Message`, and then: position, lane, hold, attempts, and
+# why the row is not to be sent now, which is NULL for nearly all.
+_COLUMNS: Final = "id, topic, payload, key, content_type, headers, created_at, position, lane"
+_ASIDE: Final = """
+    CASE WHEN expires_at <= statement_timestamp() THEN 'expired'
+         WHEN deliver_at > statement_timestamp() THEN 'early'
+         WHEN EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) THEN 'joins' END"""
+
 # The due holds of my lanes, with their heads. A hold that has failed shows its head alone: what is behind it is not looked at until
 # the head has left. Lanes keep others away, so nothing here needs a lock of its own.
-CLAIM_HELD: Final = """
-SELECT m.id, m.topic, m.payload, m.key, m.content_type, m.headers, m.created_at, m.position, m.lane,
-       false AS early, coalesce(m.expires_at <= statement_timestamp(), false) AS expired, false AS joins, h.hold, h.attempts
-FROM (SELECT hold, attempts FROM :"schema".holds
-      WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[]) ORDER BY due_at LIMIT %(limit)s) AS h
-CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE held.hold = h.hold ORDER BY position
-                    LIMIT CASE WHEN h.attempts = 0 THEN %(limit)s ELSE 1 END) AS m
-ORDER BY h.hold, m.position LIMIT %(limit)s"""
+CLAIM_HELD: Final = f"""
+SELECT {_COLUMNS}, hold, attempts, CASE WHEN expires_at <= statement_timestamp() THEN 'expired' END
+FROM (SELECT hold AS due, attempts FROM :"schema".holds
+      WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[]) ORDER BY due_at LIMIT %(limit)s) AS holds
+CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE hold = due ORDER BY position
+                    LIMIT CASE WHEN attempts = 0 THEN %(limit)s ELSE 1 END) AS held
+ORDER BY hold, position LIMIT %(limit)s"""
 
 # Scheduled messages whose time has come, and keyless retries. Of my lanes only, since a scheduled message may have a key.
-CLAIM_DEFERRED: Final = """
-SELECT id, topic, payload, key, content_type, headers, created_at, position, lane,
-       false AS early, coalesce(expires_at <= statement_timestamp(), false) AS expired,
-       EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) AS joins, NULL AS hold, attempts
+CLAIM_DEFERRED: Final = f"""
+SELECT {_COLUMNS}, NULL, attempts, {_ASIDE}
 FROM :"schema".deferred
 WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY due_at, position LIMIT %(limit)s"""
 
 # "priority > 0" is written as the partial index has it: as a parameter it would defeat the index.
-CLAIM_PRIORITY: Final = """
-SELECT id, topic, payload, key, content_type, headers, created_at, position, lane,
-       coalesce(deliver_at > statement_timestamp(), false) AS early, coalesce(expires_at <= statement_timestamp(), false) AS expired,
-       EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) AS joins, NULL AS hold, 0 AS attempts
+CLAIM_PRIORITY: Final = f"""
+SELECT {_COLUMNS}, NULL, 0, {_ASIDE}
 FROM :"schema".messages
 WHERE priority > 0 AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY priority DESC, position LIMIT %(limit)s
@@ -85,12 +88,9 @@ FOR UPDATE SKIP LOCKED"""
 # The FIFO, from the floor on: without it a claim walks every dead index entry that a long transaction keeps alive. The snapshot
 # of this very statement comes along, once (as a subquery it is an InitPlan), for the next floor. LIMIT stands outside FOR UPDATE here
 # because this is no subquery: inside an IN (...), some plans lock and take more rows than the limit.
-CLAIM_FIFO: Final = """
-SELECT id, topic, payload, key, content_type, headers, created_at, position, lane,
-       coalesce(deliver_at > statement_timestamp(), false) AS early, coalesce(expires_at <= statement_timestamp(), false) AS expired,
-       EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) AS joins, NULL AS hold, 0 AS attempts,
-       (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
-       (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) AS xmax
+CLAIM_FIFO: Final = f"""
+SELECT {_COLUMNS}, NULL, 0, {_ASIDE},
+       (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint), (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
 FROM :"schema".messages
 WHERE priority = 0 AND position > %(floor)s AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY position LIMIT %(limit)s

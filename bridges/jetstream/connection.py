@@ -7,31 +7,13 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-import nats.errors
-from nats.aio.client import Client
-
+from bridges.jetstream.client import AckingClient, cut
 from bridges.security import Security
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 log = logging.getLogger("outboxd.jetstream")
-
-
-class _GuardedClient(Client):
-    """A client that does not say who it is over a connection that was to be encrypted and is not.
-
-    With a TLS context given, nats-py still talks in clear to a server whose greeting does not ask for TLS.
-    """
-
-    must_encrypt = False
-
-    def _connect_command(self) -> bytes:
-        writer = getattr(self._transport, "_io_writer", None)
-        if self.must_encrypt and (writer is None or writer.get_extra_info("ssl_object") is None):
-            msg = "the server does not speak TLS: nothing was sent"
-            raise nats.errors.Error(msg)
-        return super()._connect_command()
 
 
 class JetStream:
@@ -53,7 +35,7 @@ class JetStream:
         self._tls = self._security.ssl_context()
         self._name = name
         self._connect_timeout = connect_timeout
-        self._client: Client | None = None
+        self._client: AckingClient | None = None
         self._connecting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -62,28 +44,26 @@ class JetStream:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def client(self) -> Client:
+    async def client(self) -> AckingClient:
         """Return a connected client. Raises `nats.errors.Error` or `OSError` if no server lets us in."""
         async with self._connecting:
             if self._client is None or not self._client.is_connected:
-                await self.discard()
+                await self.discard(self._client)
                 self._client = await self._connect()
             return self._client
 
-    async def discard(self) -> None:
-        """Cut the connection, so that nothing which is still buffered in it is sent late."""
-        client, self._client = self._client, None
-        if client is None or client.is_closed:
+    async def discard(self, client: AckingClient | None) -> None:
+        """Cut a connection, so that nothing which is still buffered in it is sent late. One that was built since is left alone."""
+        if client is None:
             return
-        # close() would flush first; what is pending must not go out, and a frozen server must not hold us up.
-        client._pending.clear()
-        client._pending_data_size = 0
-        if client._transport is not None:
+        if client is self._client:
+            self._client = None
+        client.wake_windows()
+        if not client.is_closed:
+            # close() would flush first; what is pending must not go out, and a frozen server must not hold us up.
+            cut(client)
             with suppress(Exception):
-                writer = client._transport._bare_io_writer  # type: ignore[attr-defined]
-                writer.transport.abort()
-        with suppress(Exception):
-            await asyncio.wait_for(client.close(), self._connect_timeout)
+                await asyncio.wait_for(client.close(), self._connect_timeout)
 
     async def close(self) -> None:
         """Close the connection. It is built again if it is used again."""
@@ -92,9 +72,8 @@ class JetStream:
             with suppress(Exception):
                 await asyncio.wait_for(client.close(), self._connect_timeout)
 
-    async def _connect(self) -> Client:
-        client = _GuardedClient()
-        client.must_encrypt = self._tls is not None
+    async def _connect(self) -> AckingClient:
+        client = AckingClient(must_encrypt=self._tls is not None)
         security = self._security
         options: dict[str, Any] = {
             "tls": self._tls,
@@ -111,14 +90,27 @@ class JetStream:
         async def note(error: Exception) -> None:
             log.debug("nats: %s", type(error).__name__)
 
-        await client.connect(
-            servers=self._servers,
-            name=self._name,
-            error_cb=note,
-            allow_reconnect=False,
-            # A frozen server is noticed within 15 s while idle; a publish has a deadline of its own.
-            ping_interval=5,
-            max_outstanding_pings=2,
-            **{name: value for name, value in options.items() if value},
-        )
+        async def wake() -> None:
+            client.wake_windows()
+
+        try:
+            async with asyncio.timeout(2 * self._connect_timeout * len(self._servers) + 1):
+                await client.connect(
+                    servers=self._servers,
+                    name=self._name,
+                    error_cb=note,
+                    closed_cb=wake,
+                    allow_reconnect=False,
+                    # Two tries a server, one after the other, and then an error: without these it would try for two minutes.
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    # A frozen server is noticed within 15 s while idle; a publish has a deadline of its own.
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    **{name: value for name, value in options.items() if value},
+                )
+                await client.listen_for_acknowledgements()
+        except BaseException:
+            await self.discard(client)
+            raise
         return client

@@ -22,10 +22,10 @@ from bridges.ports import Outcome, Published, Rejected, Released, Retry
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
+    from bridges.jetstream.client import AckingClient
     from bridges.jetstream.connection import JetStream
     from bridges.message import Message
 
@@ -111,10 +111,11 @@ class JetStreamSource:
 
     async def _unbind(self) -> None:
         self._trouble = True
-        self._pull = None
-        await self._connection.discard()
+        pull, self._pull = self._pull, None
+        if pull is not None:
+            await self._connection.discard(pull.client)
 
-    async def _ensure_consumer(self, client: Client) -> None:
+    async def _ensure_consumer(self, client: AckingClient) -> None:
         manager = client.jsm()
         try:
             info = await manager.consumer_info(self._stream, self._durable)
@@ -140,7 +141,7 @@ class JetStreamSource:
 class _Pull:
     """Standing pull requests of one consumer. What arrives after a claim has left with its share waits for the next."""
 
-    def __init__(self, client: Client, stream: str, durable: str) -> None:
+    def __init__(self, client: AckingClient, stream: str, durable: str) -> None:
         self.client = client
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._inbox = client.new_inbox()

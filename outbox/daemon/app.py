@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import uvloop
 from prometheus_client import Counter, Histogram
 
 from bridges.backoff import Backoff
@@ -48,7 +49,7 @@ def run(settings: Settings) -> int:
     set_up_logging(settings.telemetry)
     flush = set_up_tracing(settings.telemetry)
     try:
-        asyncio.run(_Daemon(settings).run())
+        uvloop.run(_Daemon(settings).run())
     except Exception as problem:
         leaves = _leaves(problem)
         if all(isinstance(leaf, ConfigurationError | MigrationError) for leaf in leaves):

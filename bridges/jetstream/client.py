@@ -1,0 +1,184 @@
+"""nats-py's client with three things changed: whom it trusts, how it takes acknowledgements, and how it writes a window of messages.
+
+The client makes an object of every message, with a queue, a callback and a header parser between. An acknowledgement is one line of JSON
+on an inbox of ours: here it goes from the socket's bytes to who waits for it. Measured on 2 cores, with 300 bytes and six headers a
+message, 17,000 a second became 48,000.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CHUNK: Final = 1 << 18
+"""Bytes that are handed to the transport at once; between chunks it is waited for, so that a slow server slows us down."""
+
+
+class Window:
+    """Some messages on their way, and their acknowledgements as they arrive: the bytes of each, by its place in the window."""
+
+    def __init__(self, client: AckingClient, first: int) -> None:
+        self._client = client
+        self._first = first
+        self._frames: list[bytes] = []
+        self._complete = asyncio.Event()
+        self._closed = False
+        self.received: dict[int, bytes] = {}
+        """An empty acknowledgement stands for a status without a body: nobody was there to answer."""
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def next_reply(self) -> bytes:
+        """The reply subject for the message that is added next."""
+        return b"%b%d" % (self._client.inbox, self._first + len(self._frames))
+
+    def add(self, frame: bytes) -> None:
+        """Add a message, as a whole PUB or HPUB with `next_reply` as its reply subject."""
+        self._frames.append(frame)
+
+    async def send(self) -> None:
+        """Write everything. Raises a nats error, or `OSError`, if the connection is lost."""
+        chunk: list[bytes] = []
+        size = 0
+        for frame in self._frames:
+            chunk.append(frame)
+            size += len(frame)
+            if size >= _CHUNK:
+                await self._client.write(chunk)
+                chunk, size = [], 0
+        await self._client.write(chunk)
+
+    async def all_acknowledged(self, deadline: float) -> None:
+        """Return when everything is acknowledged. Raises `TimeoutError` at the deadline (of the loop's clock), or a nats error."""
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        while len(self.received) < len(self._frames):
+            if not self._client.is_connected:
+                raise nats.errors.ConnectionClosedError
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                msg = f"{len(self._frames) - len(self.received)} of {len(self._frames)} acknowledgements missing"
+                raise TimeoutError(msg)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._complete.wait(), remaining)
+
+    def take(self, number: int, acknowledgement: bytes) -> None:
+        """Note an acknowledgement."""
+        self.received.setdefault(number - self._first, acknowledgement)
+        if self._closed and len(self.received) == len(self._frames):
+            self._complete.set()
+
+    def wake(self) -> None:
+        """The connection is lost: look."""
+        self._complete.set()
+
+
+class AckingClient(Client):
+    """A client with an inbox for acknowledgements."""
+
+    def __init__(self, *, must_encrypt: bool) -> None:
+        super().__init__()
+        self._must_encrypt = must_encrypt
+        self._ack_sid = -1
+        self._numbers = 0
+        self._windows: dict[int, Window] = {}
+        self.inbox = b""
+        self.pattern: re.Pattern[bytes] | None = None
+        self._ps = _AckParser(self)
+
+    async def listen_for_acknowledgements(self) -> None:
+        """Subscribe to the inbox; once, after connecting."""
+        prefix = self.new_inbox()
+        subscription = await self.subscribe(f"{prefix}.*")
+        await self.flush()
+        self._ack_sid = subscription._id
+        self.inbox = prefix.encode() + b"."
+        self.pattern = re.compile(rb"MSG %b(\d+) %d \d+\r\n(\{[^\r\n]*\})\r\n" % (re.escape(self.inbox), self._ack_sid))
+
+    def window(self, size: int) -> Window:
+        """Return a window for up to ``size`` messages."""
+        window = Window(self, self._numbers)
+        self._windows.update(dict.fromkeys(range(self._numbers, self._numbers + size), window))
+        self._numbers += size
+        return window
+
+    def forget(self, window: Window, size: int) -> None:
+        """Take no more acknowledgements for a window that was made for ``size`` messages."""
+        for number in range(window._first, window._first + size):
+            self._windows.pop(number, None)
+
+    def acknowledged(self, number: int, acknowledgement: bytes) -> None:
+        """Hand an acknowledgement to its window. One that nobody waits for any more is dropped."""
+        if window := self._windows.pop(number, None):
+            window.take(number, acknowledgement)
+
+    async def write(self, frames: Sequence[bytes]) -> None:
+        """Write whole frames past the client's own buffer, which it would send late after a reconnection, and wait for the transport."""
+        if not self.is_connected or self._transport is None:
+            raise nats.errors.ConnectionClosedError
+        self._transport.write(b"".join(frames))
+        await self._transport.drain()  # type: ignore[no-untyped-call]
+
+    def wake_windows(self) -> None:
+        """Tell everybody who waits that the connection is lost."""
+        for window in set(self._windows.values()):
+            window.wake()
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if sid == self._ack_sid:  # with headers, or in pieces: what the fast way below has left
+            self.acknowledged(int(subject[len(self.inbox) :]), bytes(data))
+        else:
+            await super()._process_msg(sid, subject, reply, data, headers)
+
+    def _connect_command(self) -> bytes:
+        # With a TLS context given, nats-py still talks in clear to a server whose greeting does not ask for TLS. Say nothing to it.
+        writer = getattr(self._transport, "_io_writer", None)
+        if self._must_encrypt and (writer is None or writer.get_extra_info("ssl_object") is None):
+            msg = "the server does not speak TLS: nothing was sent"
+            raise nats.errors.Error(msg)
+        return super()._connect_command()
+
+
+class _AckParser(Parser):
+    """Takes acknowledgements from the bytes as they come, and leaves the rest to the client's parser."""
+
+    nc: AckingClient
+    buf: bytearray
+
+    async def parse(self, data: bytes = b"") -> None:
+        pattern = self.nc.pattern
+        if pattern is None or self.state != AWAITING_CONTROL_LINE:
+            await super().parse(data)
+            return
+        if self.buf:
+            data = bytes(self.buf) + data
+            self.buf.clear()
+        place = 0
+        while found := pattern.match(data, place):
+            self.nc.acknowledged(int(found[1]), found[2])
+            place = found.end()
+        rest = data[place:]
+        if rest.startswith(b"MSG " + self.nc.inbox) and not rest.endswith(b"\r\n"):
+            self.buf.extend(rest)  # one that is still incomplete: for the next time
+        elif rest:
+            await super().parse(rest)
+
+
+def cut(client: Any) -> None:
+    """Cut the connection: drop what is buffered, and let nothing more out."""
+    client._pending.clear()
+    client._pending_data_size = 0
+    writer = getattr(client._transport, "_bare_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()

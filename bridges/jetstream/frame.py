@@ -1,0 +1,94 @@
+"""A message as the bytes of one HPUB. Pure.
+
+The server closes the connection for a frame that breaks a limit, and takes a subject or a header as it comes: so everything is checked
+here, singly, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from bridges import envelope
+from bridges.errors import InvalidMessage
+from bridges.message import check_topic
+from bridges.ports import Reason, Rejected
+from bridges.topics import Destination
+
+if TYPE_CHECKING:
+    from bridges.message import Message
+
+# The whole control line may be 4 KiB (max_control_line), of which the reply subject and the sizes take some sixty bytes.
+_MAX_SUBJECT: Final = 1024
+_HEADER_NAME = re.compile(r"(?!nats-)[A-Za-z0-9_-]{1,128}", re.IGNORECASE)
+# What travels as it is: printable ASCII without a percent sign, and no blank at an end.
+_PLAIN = re.compile(r"[!-$&-~](?:[ -$&-~]*[!-$&-~])?")
+
+
+class Framer:
+    """Makes frames for one stream.
+
+    Args:
+        stream: the stream that is expected to take them.
+        subject: what a topic is called there.
+    """
+
+    def __init__(self, stream: str, subject: str) -> None:
+        self._stream = stream
+        self._subject = Destination(subject)
+        # Topics and content types are few, and messages are many.
+        self._start = lru_cache(maxsize=10_000)(self._make_start)
+
+    def frame(self, message: Message, reply: bytes, max_payload: int) -> bytes | Rejected:
+        """Return the HPUB of a message, or why the server would refuse it.
+
+        Args:
+            message: what to send.
+            reply: the subject of the acknowledgement.
+            max_payload: bytes of headers and payload together that the server takes.
+        """
+        start = self._start(message.topic, message.content_type)
+        if isinstance(start, Rejected):
+            return start
+        subject, constant = start
+        message_id = str(message.id)
+        lines = [constant, f"Nats-Msg-Id: {message_id}\r\n{envelope.ID}: {message_id}\r\n"]
+        if message.key is not None:
+            lines.append(f"{envelope.KEY}: {_quoted(message.key)}\r\n")
+        if message.created_at is not None:
+            lines.append(f"{envelope.CREATED_AT}: {message.created_at.isoformat()}\r\n")
+        for name, value in message.headers.items():
+            if not _is_sound(name):
+                return Rejected(
+                    Reason.INVALID, f"the header name {name!r} is not 1 to 128 characters of A-Z, a-z, 0-9, _ and -, or is NATS's own"
+                )
+            lines.append(f"{name}: {_quoted(value)}\r\n")
+        lines.append("\r\n")
+        headers = "".join(lines).encode()
+        size = len(headers) + len(message.payload)
+        if size > max_payload:
+            return Rejected(Reason.TOO_LARGE, f"headers and payload are {size} bytes; the server's max_payload is {max_payload}")
+        return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, len(headers), size, headers, message.payload)
+
+    def _make_start(self, topic: str, content_type: str) -> tuple[bytes, str] | Rejected:
+        """Return the subject and the headers that all messages of a topic share."""
+        try:
+            check_topic(topic)
+            subject = self._subject.of(topic)
+            encoded = subject.encode()
+        except InvalidMessage as problem:
+            return Rejected(Reason.INVALID, str(problem))
+        if len(encoded) > _MAX_SUBJECT:
+            return Rejected(Reason.INVALID, f"the subject is over {_MAX_SUBJECT} bytes")
+        headers = f"NATS/1.0\r\nNats-Expected-Stream: {self._stream}\r\n"
+        return encoded, f"{headers}{envelope.TOPIC}: {_quoted(topic)}\r\n{envelope.CONTENT_TYPE}: {_quoted(content_type)}\r\n"
+
+
+@lru_cache(maxsize=10_000)
+def _is_sound(name: str) -> bool:
+    return _HEADER_NAME.fullmatch(name) is not None
+
+
+def _quoted(value: str) -> str:
+    return value if _PLAIN.fullmatch(value) else envelope.quoted(value)

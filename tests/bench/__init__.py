@@ -1,0 +1,1 @@
+"""Benchmarks: ratios inside one run. Run by hand, never by a timed test."""

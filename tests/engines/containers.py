@@ -1,0 +1,60 @@
+"""Engines in containers, where Docker really works: a Docker that answers may still have no image and no way to get one."""
+
+from __future__ import annotations
+
+import functools
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+POSTGRES_IMAGE = "postgres:18"
+NATS_IMAGE = "nats:2.12"
+KAFKA_IMAGE = "apache/kafka:4.1.1"
+
+
+@functools.cache
+def available(image: str) -> bool:
+    """Say whether Docker answers, and has or gets the image."""
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
+        return False  # asked first: the client leaks a socket where nobody answers
+    try:
+        client = docker.from_env(timeout=5)
+        client.ping()
+    except DockerException:
+        return False
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        try:
+            client.images.pull(image)
+        except DockerException:
+            return False
+    finally:
+        client.close()
+    return True
+
+
+def start_postgres(stack: ExitStack) -> str:
+    from testcontainers.community.postgres import PostgresContainer
+
+    container = PostgresContainer(POSTGRES_IMAGE, username="postgres", password="postgres", dbname="postgres", driver=None)
+    return str(stack.enter_context(container).get_connection_url())
+
+
+def start_nats(stack: ExitStack) -> str:
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    container = DockerContainer(NATS_IMAGE).with_command("-js").with_exposed_ports(4222)
+    container.waiting_for(LogMessageWaitStrategy("Server is ready"))
+    started = stack.enter_context(container)
+    return f"nats://{started.get_container_host_ip()}:{started.get_exposed_port(4222)}"
+
+
+def start_kafka(stack: ExitStack) -> str:
+    from testcontainers.community.kafka import KafkaContainer
+
+    return str(stack.enter_context(KafkaContainer(KAFKA_IMAGE).with_kraft()).get_bootstrap_server())

@@ -1,0 +1,72 @@
+"""A real ``outboxd run`` beside a test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from outbox.embedded import free_port
+from tests.engines.deadline import eventually
+
+
+class Daemon:
+    """``outboxd run`` with a configuration, in a process of its own."""
+
+    def __init__(self, folder: Path, configuration: str, dsn: str) -> None:
+        self.port = free_port()
+        self.log = folder / f"daemon-{self.port}.log"
+        self.file = folder / f"daemon-{self.port}.toml"
+        self.file.write_text(configuration + f'\n[http]\nlisten = "127.0.0.1:{self.port}"\nstall_after = 5\nmeasure_every = 0.2\n')
+        self._environment = {**os.environ, "OUTBOXD_POSTGRES__DSN": dsn}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "outbox.daemon", "run", "-c", str(self.file)]
+            self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
+
+    async def ended(self, within: float = 30.0) -> int:
+        """Wait for the process to end, and return its exit code."""
+        assert self.process is not None
+        return await asyncio.to_thread(self.process.wait, within)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Return the status and the text of an answer; 0 if nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as problem:
+            with problem:
+                return problem.code, problem.read().decode()
+        except OSError:
+            return 0, ""
+
+    async def answers(self, path: str, status: int, *, having: str = "", within: float = 30.0) -> str:
+        """Wait until a path answers with a status and a text, and return the text."""
+
+        async def as_wanted() -> str:
+            code, text = await asyncio.to_thread(self.ask, path)
+            return text if code == status and having in text else ""
+
+        return await eventually(as_wanted, within=within, what=f"{path} to answer {status} with {having!r}: {self.log.read_text()[-2000:]}")
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()

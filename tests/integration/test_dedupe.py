@@ -1,0 +1,291 @@
+"""Promise 5: what a handler writes through its connection takes effect once per consumer and message id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+from bridges.backoff import Backoff
+from bridges.errors import ConfigurationError, InvalidPattern
+from bridges.inprocess import Broker, InProcessSink, InProcessSource
+from bridges.message import Message, uuid7
+from bridges.ports import Outcome, Published, Reason, Released
+from dedupe import Consumer, HandlerSink, first_time
+from tests.engines.deadline import eventually
+
+RETRY = Backoff(first=0.01, cap=0.02, max_attempts=3)
+Handler = Callable[[Message, psycopg.AsyncConnection[Any]], Awaitable[None]]
+
+
+@pytest.fixture
+async def pool(database: str, connection: psycopg.AsyncConnection) -> AsyncIterator[AsyncConnectionPool]:
+    await connection.execute("CREATE TABLE effects (place bigint GENERATED ALWAYS AS IDENTITY, id uuid, payload text)")
+    async with AsyncConnectionPool(database, min_size=1, max_size=10, open=False, timeout=5) as pool:
+        yield pool
+
+
+async def apply(message: Message, connection: psycopg.AsyncConnection[Any]) -> None:
+    await connection.execute("INSERT INTO effects (id, payload) VALUES (%s, %s)", (message.id, message.payload.decode()))
+
+
+async def effects(connection: psycopg.AsyncConnection) -> list[str]:
+    cursor = await connection.execute("SELECT payload FROM effects ORDER BY place")
+    return [row[0] for row in await cursor.fetchall()]
+
+
+def made(payload: str, key: str | None = None, message_id: UUID | None = None) -> Message:
+    return Message(message_id or uuid7(), "orders.created", payload.encode(), key)
+
+
+def sink(pool: AsyncConnectionPool, handler: Handler = apply, consumer: str = "c") -> HandlerSink:
+    return HandlerSink(pool, handler, consumer=consumer, retry=RETRY)
+
+
+async def test_first_time_says_which_are_new(database: str) -> None:
+    one, two = uuid7(), uuid7()
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        assert await first_time(connection, "c", [one, one]) == {one}
+        assert await first_time(connection, "c", [one, two]) == {two}
+        assert await first_time(connection, "other", [one]) == {one}, "each consumer sees each message for itself"
+        assert await first_time(connection, "c", []) == set()
+        await connection.rollback()
+        assert await first_time(connection, "c", [one]) == {one}, "a rollback takes the record with it"
+
+
+async def test_duplicates_have_no_second_effect(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    message = made("once")
+    handlers = sink(pool)
+    assert await handlers.publish([message, message]) == [Published(), Published(duplicate=True)]
+    assert await handlers.publish([message]) == [Published(duplicate=True)]
+    assert await effects(connection) == ["once"]
+
+
+async def test_concurrent_duplicates_have_one_effect(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    """Overlapping batches, in different orders, in consumers that do not know of each other."""
+    messages = [made(str(n), key=str(n % 5)) for n in range(50)]
+
+    async def consume(shift: int) -> None:
+        handlers = sink(pool)
+        rotated = messages[shift:] + messages[:shift]
+        for start in range(0, 50, 10):
+            outcomes = await handlers.publish(rotated[start : start + 10])
+            assert all(isinstance(outcome, Published) for outcome in outcomes)
+
+    async with asyncio.TaskGroup() as group:
+        for shift in (0, 7, 25, 40):
+            group.create_task(consume(shift))
+    assert sorted(await effects(connection), key=int) == [str(n) for n in range(50)]
+
+
+async def test_a_key_is_handled_in_order_also_across_calls(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    handlers = sink(pool)
+    async with asyncio.TaskGroup() as group:
+        for call in range(5):
+            group.create_task(handlers.publish([made(f"{call}-{n}", key="k") for n in range(4)]))
+            await asyncio.sleep(0)
+    assert await effects(connection) == [f"{call}-{n}" for call in range(5) for n in range(4)]
+
+
+async def test_a_handler_that_raises_leaves_no_effect_and_is_tried_again(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    failures = 2
+
+    async def flaky(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        nonlocal failures
+        await apply(message, conn)
+        if message.payload == b"flaky" and failures:
+            failures -= 1
+            msg = "not yet"
+            raise RuntimeError(msg)
+
+    messages = [made("before", "k"), made("flaky", "k"), made("after", "k")]
+    assert await sink(pool, flaky).publish(messages) == [Published(), Published(), Published()]
+    assert await effects(connection) == ["before", "flaky", "after"]
+
+
+async def test_what_never_succeeds_is_a_dead_letter_as_a_row(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    async def broken(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await apply(message, conn)
+        if message.payload == b"bad":
+            msg = "never\0"
+            raise ValueError(msg)
+
+    bad = made("bad", "k")._replace(headers={"Tenant": "é"})
+    assert await sink(pool, broken).publish([bad, made("good", "k")]) == [Published(), Published()]
+    assert await effects(connection) == ["good"]
+    cursor = await connection.execute(
+        "SELECT message_id, consumer, topic, key, headers, payload, attempts, error FROM dedupe.consumer_dead"
+    )
+    assert await cursor.fetchall() == [(bad.id, "c", "orders.created", "k", {"Tenant": "é"}, b"bad", 3, "ValueError: never\\0")]
+    assert await sink(pool, broken).publish([bad]) == [Published(duplicate=True)], "it is not handled again"
+
+
+async def test_an_error_of_the_handlers_own_sql_rolls_back(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    async def broken(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await apply(message, conn)
+        await conn.execute("SELECT 1 / 0")
+
+    assert await sink(pool, broken).publish([made("bad")]) == [Published()]
+    assert await effects(connection) == []
+    cursor = await connection.execute("SELECT error FROM dedupe.consumer_dead")
+    assert await cursor.fetchall() == [("DivisionByZero: division by zero",)]
+
+
+async def test_a_collision_is_nobodys_fault_and_not_counted(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    collisions = 10  # more than there are attempts
+
+    async def colliding(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        nonlocal collisions
+        if collisions:
+            collisions -= 1
+            await conn.execute("DO $$ BEGIN RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END $$")
+        await apply(message, conn)
+
+    assert await sink(pool, colliding).publish([made("m")]) == [Published()]
+    assert await effects(connection) == ["m"]
+
+
+async def test_a_lost_connection_releases_and_counts_nothing(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    cut = True
+
+    async def cut_off(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        if cut:
+            await connection.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
+        await apply(message, conn)
+
+    message = made("m")
+    (outcome,) = await sink(pool, cut_off).publish([message])
+    assert isinstance(outcome, Released)
+    assert outcome.reason is Reason.UNAVAILABLE
+    cut = False
+    assert await sink(pool, cut_off).publish([message]) == [Published()]
+    assert await effects(connection) == ["m"]
+
+
+async def test_a_handler_that_hangs_has_failed(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    async def hanging(_: Message, __: psycopg.AsyncConnection[Any]) -> None:
+        await asyncio.Event().wait()
+
+    handlers = HandlerSink(pool, hanging, consumer="c", retry=Backoff(first=0.01, cap=0.01, max_attempts=2), handler_timeout=0.05)
+    assert await handlers.publish([made("m")]) == [Published()]
+    cursor = await connection.execute("SELECT attempts, error FROM dedupe.consumer_dead")
+    assert await cursor.fetchall() == [(2, "TimeoutError")]
+
+
+async def test_stopping_releases_what_waits_for_another_attempt(pool: AsyncConnectionPool) -> None:
+    failed = asyncio.Event()
+
+    async def failing(_: Message, __: psycopg.AsyncConnection[Any]) -> None:
+        failed.set()
+        msg = "no"
+        raise RuntimeError(msg)
+
+    handlers = HandlerSink(pool, failing, consumer="c", retry=Backoff(first=3600, cap=3600))
+    publishing = asyncio.create_task(handlers.publish([made("m")]))
+    await failed.wait()
+    handlers.stop()
+    (outcome,) = await asyncio.wait_for(publishing, 10)
+    assert isinstance(outcome, Released)
+    assert outcome.reason is Reason.STOPPING
+
+
+async def run_consumer(consumer: Consumer, broker: Broker, dsn: str, messages: list[Message]) -> list[Outcome]:
+    source = InProcessSource(broker, *consumer.patterns, group=consumer.name)
+    running = asyncio.create_task(consumer.run(source, dsn=dsn))
+    outcomes = await InProcessSink(broker).publish(messages)
+    consumer.stop()
+    await asyncio.wait_for(running, 20)
+    source.close()
+    return list(outcomes)
+
+
+async def test_a_consumer_dispatches_by_topic(pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection) -> None:
+    consumer = Consumer("billing")
+
+    @consumer.handler("orders.created")
+    async def created(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await apply(message._replace(payload=b"created " + message.payload), conn)
+
+    @consumer.handler("orders.*", "refunds.>")
+    async def other(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await apply(message._replace(payload=b"other " + message.payload), conn)
+
+    assert consumer.patterns == ["orders.created", "orders.*", "refunds.>"]
+    topics = ["orders.created", "orders.paid", "refunds.a.b"]
+    messages = [Message(uuid7(), topic, b"x", "k") for topic in topics]
+    assert await run_consumer(consumer, Broker(), database, messages) == [Published()] * 3
+    assert await effects(connection) == ["created x", "other x", "other x"]
+
+
+async def test_a_consumer_stops_gracefully(pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection) -> None:
+    """What is being handled when it is told to stop is finished, committed and acknowledged."""
+    consumer = Consumer("billing")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @consumer.handler(">")
+    async def slow(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        begun.set()
+        await go_on.wait()
+        await apply(message, conn)
+
+    broker = Broker()
+    source = InProcessSource(broker, ">", group="billing")
+    running = asyncio.create_task(consumer.run(source, dsn=database))
+    publishing = asyncio.create_task(InProcessSink(broker).publish([made("m")]))
+    await begun.wait()
+    consumer.stop()
+    consumer.stop()
+    go_on.set()
+    await asyncio.wait_for(running, 20)
+    assert await publishing == [Published()]
+    assert await effects(connection) == ["m"]
+
+
+async def test_a_consumer_that_was_stopped_before_it_ran_ends_at_once(database: str) -> None:
+    consumer = Consumer("billing", dsn=database)
+    consumer.handler(">")(apply)
+    consumer.stop()
+    await asyncio.wait_for(consumer.run(InProcessSource(Broker())), 20)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ConfigurationError, match="consumer"):
+        Consumer("")
+    with pytest.raises(ConfigurationError, match="concurrency: 0"):
+        Consumer("c", concurrency=0)
+    with pytest.raises(InvalidPattern, match="'>'"):
+        Consumer("c").handler("a.>.b")
+    with pytest.raises(ConfigurationError, match="pattern"):
+        Consumer("c").handler()
+
+
+async def test_a_consumer_without_a_database_or_a_handler_is_refused() -> None:
+    consumer = Consumer("c")
+    with pytest.raises(ConfigurationError, match="dsn"):
+        await consumer.run(InProcessSource(Broker()))
+    with pytest.raises(ConfigurationError, match="no handler"):
+        await consumer.run(InProcessSource(Broker()), dsn="postgresql://nowhere")
+
+
+async def test_processed_ids_wait_for_the_other_transaction(database: str, connection: psycopg.AsyncConnection) -> None:
+    """A duplicate that arrives while the first is being handled waits; if that one rolls back, it is the first."""
+    message_id = uuid7()
+    async with await psycopg.AsyncConnection.connect(database) as first, await psycopg.AsyncConnection.connect(database) as second:
+        assert await first_time(first, "c", [message_id]) == {message_id}
+        waiting = asyncio.create_task(first_time(second, "c", [message_id]))
+
+        async def blocked() -> bool:
+            cursor = await connection.execute("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            return await cursor.fetchone() == (True,)
+
+        await eventually(blocked)
+        assert not waiting.done()
+        await first.rollback()
+        assert await waiting == {message_id}
