@@ -28,7 +28,8 @@ class Bridge:
     """Moves messages from a source to a sink until it is stopped.
 
     Up to ``claims`` batches are in flight at once. `run` ends after `stop`, when what is in flight was settled or, after
-    ``drain_timeout``, given back; cancelling it gives back at once. An error that is not an outage ends it with that error.
+    ``drain_timeout``, given back; cancelling it gives back at once. An error that is not an outage
+    ends it: it comes out of `run` in an ExceptionGroup.
 
     Args:
         source: owned by this bridge while it runs.
@@ -67,7 +68,8 @@ class Bridge:
         self._idle = idle
         self._publish_timeout = publish_timeout
         self._drain_timeout = drain_timeout
-        self._outage = _Outage(name, outage)
+        self._away = _Outage(name, "source", outage)
+        self._outage = _Outage(name, "sink", outage)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -79,7 +81,7 @@ class Bridge:
         deliveries: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as group:
             while not self._stopping.is_set():
-                await self._unless_stopped(asyncio.sleep(self._outage.remaining()))
+                await self._unless_stopped(asyncio.sleep(self._pause()))
                 if not await self._unless_stopped(self._slots.acquire()):
                     break
                 claimed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -88,7 +90,7 @@ class Bridge:
                 delivery.add_done_callback(deliveries.discard)
                 if not await self._unless_stopped(claimed):
                     delivery.cancel()  # it holds nothing yet
-                elif claimed.result() < self._batch and not self._outage.remaining():
+                elif claimed.result() < self._batch and not self._pause():
                     # Everything there was is taken: the source knows when there may be more.
                     await self._unless_stopped(self._source.wait(self._idle))
             if deliveries:
@@ -99,6 +101,7 @@ class Bridge:
     async def _deliver(self, claimed: asyncio.Future[int]) -> None:
         try:
             async with self._source.claim(self._batch) as batch:
+                self._away.over()
                 if not claimed.done():
                     claimed.set_result(len(batch.messages))
                 if batch.messages:
@@ -106,7 +109,7 @@ class Bridge:
                     await batch.settle(outcomes)
                     self._judge(outcomes)
         except SourceUnavailable as problem:
-            self._outage.seen(f"source: {problem}")
+            self._away.seen(str(problem))
         finally:
             self._slots.release()
             if not claimed.done():
@@ -119,6 +122,10 @@ class Bridge:
         except TimeoutError:
             late = Released(Reason.TIMEOUT, f"the sink did not answer within {self._publish_timeout:g} s")
             return [late] * len(messages)
+
+    def _pause(self) -> float:
+        """Return the seconds until the next try, if something is away."""
+        return max(self._away.remaining(), self._outage.remaining())
 
     def _judge(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -147,8 +154,9 @@ class Bridge:
 class _Outage:
     """Something is away: how long to wait, and one line in the log when it begins and one when it ends."""
 
-    def __init__(self, name: str, backoff: Backoff) -> None:
+    def __init__(self, name: str, part: str, backoff: Backoff) -> None:
         self._name = name
+        self._part = part
         self._backoff = backoff
         self._failures = 0
         self._began = 0.0
@@ -158,7 +166,7 @@ class _Outage:
         now = asyncio.get_running_loop().time()
         if self._failures == 0:
             self._began = now
-            log.warning("%s: outage begins: %s", self._name, what)
+            log.warning("%s: outage begins: %s: %s", self._name, self._part, what)
         if now >= self._until:  # the batches in flight together fail together: that is one failure
             self._failures += 1
             self._until = now + self._backoff.delay(self._failures)
@@ -166,7 +174,7 @@ class _Outage:
     def over(self) -> None:
         if self._failures:
             seconds = asyncio.get_running_loop().time() - self._began
-            log.warning("%s: outage ends after %.1f s and %d tries", self._name, seconds, self._failures)
+            log.warning("%s: outage ends after %.1f s and %d tries: %s", self._name, seconds, self._failures, self._part)
             self._failures = 0
             self._until = 0.0
 

@@ -1,4 +1,7 @@
-"""What travels, and what it may look like. Light to import: an application that only writes messages pays for nothing else."""
+"""What travels, and what it may look like.
+
+Light to import, since every application that writes a message does: what only the first message needs is imported with it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import re
 import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
-from uuid import UUID
 
 from bridges.errors import InvalidMessage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+    from uuid import UUID
 
 MAX_TOPIC: Final = 255
 """Bytes of a topic in UTF-8. Kafka allows 249 characters and NATS 4 KiB of a whole control line; mapped names are checked again."""
@@ -26,12 +29,13 @@ MAX_PAYLOAD: Final = 1 << 20
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
+# Patterns are compiled when they are first used, by `re` itself: half of what an import of this module would cost.
 # White space and control characters of ASCII and Unicode, and the wildcards. The CHECK constraint says the same.
 _BARRED = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff*>"
-_TOPIC = re.compile(rf"(?!\$)[^{_BARRED}.]+(?:\.[^{_BARRED}.]+)*")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,255}")
-_RESERVED = re.compile(r"nats-|outbox-|content-type\Z", re.IGNORECASE)
+_TOPIC: Final = rf"(?!\$)[^{_BARRED}.]+(?:\.[^{_BARRED}.]+)*"
+_HEADER_NAME: Final = r"[A-Za-z0-9_-]{1,128}"
+_CONTENT_TYPE: Final = r"[\x20-\x7e]{1,255}"
+_RESERVED: Final = r"(?i:nats-|outbox-|content-type\Z)"
 
 
 class Message(NamedTuple):
@@ -58,6 +62,8 @@ class Message(NamedTuple):
 
 def uuid7() -> UUID:
     """Make a UUID that sorts by time: 48 bits of Unix milliseconds and 74 random bits (RFC 9562, section 5.7)."""
+    from uuid import UUID
+
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big")
     return UUID(int=milliseconds << 80 | 7 << 76 | (random >> 68) << 64 | 2 << 62 | random & (1 << 62) - 1)
@@ -76,7 +82,7 @@ def check_topic(topic: str) -> None:
     """Raise `InvalidMessage` for a topic that is empty, over 255 bytes, or has a character or token that is not allowed."""
     if len(_encoded("topic", topic)) > MAX_TOPIC:
         problem = f"is {len(topic.encode())} bytes in UTF-8; the limit is {MAX_TOPIC}"
-    elif _TOPIC.fullmatch(topic):
+    elif re.fullmatch(_TOPIC, topic):
         return
     else:
         problem = (
@@ -99,25 +105,35 @@ def check_key(key: str | None) -> None:
 
 def check_content_type(content_type: str) -> None:
     """Raise `InvalidMessage` for a content type that is not 1 to 255 printable ASCII characters."""
-    if not (isinstance(content_type, str) and _CONTENT_TYPE.fullmatch(content_type)):
+    if not (isinstance(content_type, str) and re.fullmatch(_CONTENT_TYPE, content_type)):
         raise InvalidMessage("content_type", f"{content_type!r} is not 1 to 255 printable ASCII characters")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
     """Raise `InvalidMessage` for a header name or value that a broker would refuse, change or take for its own."""
-    size = 0
     for name, value in headers.items():
-        if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
+        if not (isinstance(name, str) and re.fullmatch(_HEADER_NAME, name)):
             raise InvalidMessage("headers", f"the name {name!r} is not 1 to 128 characters of A-Z, a-z, 0-9, _ and -")
-        if _RESERVED.match(name):
+        if re.match(_RESERVED, name):
             raise InvalidMessage("headers", f"the name {name!r} is reserved (Nats-*, outbox-*, content-type)")
         if not isinstance(value, str):
             raise InvalidMessage("headers", f"the value of {name!r} is {type(value).__name__}, not str")
         if "\r" in value or "\n" in value or "\0" in value:
             raise InvalidMessage("headers", f"the value of {name!r} has a CR, LF or NUL")
-        size += len(name) + len(_encoded("headers", value)) + 8  # quotes, colon, comma and a space each, as JSON
+    encoded_headers(headers)
+
+
+def encoded_headers(headers: Mapping[str, str]) -> str:
+    """Return the headers as JSON, written as Postgres writes it. Raises `InvalidMessage` if it is over 32 KiB or not text."""
+    if not headers:
+        return "{}"
+    import json
+
+    text = json.dumps(dict(headers), ensure_ascii=False)
+    size = len(_encoded("headers", text))
     if size > MAX_HEADERS:
-        raise InvalidMessage("headers", f"are {size} bytes together; the limit is {MAX_HEADERS}")
+        raise InvalidMessage("headers", f"are {size} bytes together, as JSON; the limit is {MAX_HEADERS}")
+    return text
 
 
 def check_payload(payload: bytes, limit: int) -> None:

@@ -84,8 +84,14 @@ class ObservedSink:
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish through the inner sink."""
-        with self._seconds.time(), sending(messages, self._name):
-            outcomes = await self._sink.publish(messages)
+        try:
+            with self._seconds.time(), sending(messages, self._name):
+                outcomes = await self._sink.publish(messages)
+        except BaseException as problem:
+            # Cancelled by a deadline, most likely: that is trouble too.
+            self._progress.sink_trouble = f"no answer: {type(problem).__name__}"
+            self._up.set(0)
+            raise
         published = 0
         trouble = None
         now = datetime.now(UTC)

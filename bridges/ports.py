@@ -84,6 +84,7 @@ class Rejected:
 
 
 Outcome: TypeAlias = Published | Released | Retry | Rejected
+"""What became of one message."""
 
 PUBLISHED = Published()
 BEHIND = Released(Reason.BEHIND, "behind an earlier message of its key")

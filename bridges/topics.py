@@ -89,8 +89,12 @@ class Destination:
             if name != "topic":
                 msg = f"destination {text!r}: {{{name}}} is not known; {{topic}} is"
                 raise InvalidPattern(msg)
+        plain = text.replace("{topic}", "topic")
+        if "{" in plain or "}" in plain:
+            msg = f"destination {text!r}: a brace that is not part of {{topic}}"
+            raise InvalidPattern(msg)
         try:
-            check_topic(text.replace("{topic}", "topic"))
+            check_topic(plain)
         except InvalidMessage as problem:
             msg = f"destination {text!r}: {problem}"
             raise InvalidPattern(msg) from None

@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from bridges.backoff import Backoff
+from bridges.deadline import happens
 from bridges.message import Message
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Released
 from bridges.tracing import processing
@@ -154,8 +154,7 @@ class HandlerSink:
                     )
                     if self._retry.exhausted(attempts):
                         return await self._bury(message, attempts, _told(problem))
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), self._retry.delay(max(attempts, 1)))
+                await happens(self._stopping, self._retry.delay(max(attempts, 1)))
         return _STOPPING
 
     async def _bury(self, message: Message, attempts: int, error: str) -> Outcome:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import LiteralString
+from typing import Final, LiteralString
 
-_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_SCHEMA: Final = r"[a-z_][a-z0-9_]{0,62}"
 
 
 class MigrationError(Exception):
@@ -14,7 +14,7 @@ class MigrationError(Exception):
 
 def check_schema_name(schema: str) -> LiteralString:
     """Return the name. Raises `MigrationError` for one outside ``^[a-z_][a-z0-9_]{0,62}$``."""
-    if not _SCHEMA.fullmatch(schema):
+    if not re.fullmatch(_SCHEMA, schema):
         msg = f"schema: {schema!r} does not match ^[a-z_][a-z0-9_]{{0,62}}$"
         raise MigrationError(msg)
     return schema

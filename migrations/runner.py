@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 TRACKS: Final = ("outbox", "dedupe")
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
-_CREATE_SCHEMA = 'CREATE SCHEMA :"schema"'
+_CREATE_SCHEMA = 'CREATE SCHEMA IF NOT EXISTS :"schema"'
 _CREATE_BOOKKEEPING = """
-CREATE TABLE :"schema".migrations (
+CREATE TABLE IF NOT EXISTS :"schema".migrations (
     version    integer NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     track      text NOT NULL,
@@ -137,13 +137,15 @@ def script(track: str, *, schema: str, applied: Sequence[Applied] = ()) -> str:
     return "\n".join(f"BEGIN;\n{render(text, schema)}\nCOMMIT;\n" for text in [*first, *files_])
 
 
-def set_max_payload(connection: psycopg.Connection, limit: int, *, schema: str) -> None:
-    """Set the size in bytes above which the outbox table refuses a payload, whoever writes it (1 byte to 1 GiB less 1)."""
+def max_payload_statement(limit: int, *, schema: str) -> LiteralString:
+    """Return the statement that sets the size above which the outbox table refuses a payload, whoever writes it.
+
+    Raises `MigrationError` for a limit that is not 1 byte to 1 GiB less 1.
+    """
     if not 1 <= limit < 1 << 30:
         msg = f"max_payload: {limit} is not between 1 and {(1 << 30) - 1} bytes"
         raise MigrationError(msg)
-    with connection.transaction():
-        connection.execute(_trusted(f"{_SET_MAX_PAYLOAD} 'SELECT {limit}'", schema))
+    return _trusted(f"{_SET_MAX_PAYLOAD} 'SELECT {limit}'", schema)
 
 
 def _create_bookkeeping(connection: psycopg.Connection, schema: str) -> None:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -115,11 +116,13 @@ class PrivatePostgres:
         """Stop the server. SIGINT rolls back and ends; SIGTERM would wait for its clients; SIGQUIT and SIGKILL are crashes."""
         process, self._process = self._process, None
         if process is not None:
-            if how is signal.SIGKILL:
-                # The postmaster's children would notice by themselves, in a while.
-                os.killpg(process.pid, how)
-            else:
-                process.send_signal(how)
+            # A killed postmaster's children notice by themselves, in a while, and until then nothing can start on their data.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            doomed = children.read_text().split() if how is signal.SIGKILL and children.exists() else []
+            process.send_signal(how)
+            for child in doomed:
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), how)
             process.wait(timeout=_START_DEADLINE)
 
     def remove(self) -> None:

@@ -82,7 +82,7 @@ class Settlement:
     advanced: set[str] = field(default_factory=set)
     """Holds whose head has left."""
     stay: set[int] = field(default_factory=set)
-    """Positions of the rows that stay where they are."""
+    """Positions of the rows that stay in the FIFO."""
 
     @property
     def changes_something(self) -> bool:
@@ -136,9 +136,10 @@ class Settlement:
 
     def _leave(self, row: Row, outcome: Released) -> None:
         # Behind a head that fails, a row joins the head's hold. Behind one that is dead, or that was only released, it stays.
-        if outcome.reason is Reason.BEHIND and row.hold is None and f"key:{row.message.key}" in self.holds:
+        key = row.message.key
+        if outcome.reason is Reason.BEHIND and row.hold is None and key is not None and f"key:{key}" in self.holds:
             self.held.append(row.position)
-        else:
+        elif row.table == "messages":
             self.stay.add(row.position)
 
     def _give_up(self, row: Row, reason: Reason, attempts: int, error: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, LiteralString, Self
 
 import psycopg
@@ -13,6 +13,7 @@ from psycopg.adapt import Loader
 from psycopg.pq import Format
 
 from bridges.backoff import Backoff
+from bridges.deadline import happens
 from bridges.errors import SourceUnavailable
 from bridges.message import NO_HEADERS, Message
 from outbox import sql
@@ -123,8 +124,7 @@ class OutboxSource:
         """
         if self._in_flight:
             self._claim_ended.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._claim_ended.wait(), min(timeout, self._poll_interval))
+            await happens(self._claim_ended, min(timeout, self._poll_interval))
             if self._in_flight:
                 return
         try:
@@ -165,9 +165,10 @@ class OutboxSource:
     async def _claimed(self, connection: psycopg.AsyncConnection[Any], limit: int) -> OutboxBatch:
         """Claim until there is something to send, or nothing at all: rows that are only set aside are settled on the way."""
         while True:
+            ticket = self._floors.ticket()
             lanes = await self._own_lanes(connection)
             now = asyncio.get_running_loop().time()
-            rows, seen = await self._select_due(connection, lanes, limit, self._floors.start(lanes, now))
+            rows, seen = await self._select_due(connection, lanes, limit, self._floors.start(lanes, now), ticket)
             self._floors.swept(lanes, now)
             settlement = Settlement()
             to_send = settlement.set_aside(rows)
@@ -182,7 +183,7 @@ class OutboxSource:
         # Everything, if there is little to do: one claim then sees all that is due. A share each, if there is much.
         share = self._share if self._busy else LANES
         async with connection.pipeline():
-            await connection.execute("BEGIN")
+            await connection.execute(sql.BEGIN_CLAIM)
             await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
             cursor = await connection.execute(sql.bind(sql.OWN_LANES, self._schema), (self._next_lane, share))
         lanes = [lane for (lane,) in await cursor.fetchall()]
@@ -191,7 +192,7 @@ class OutboxSource:
         return lanes
 
     async def _select_due(
-        self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int
+        self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int, ticket: int
     ) -> tuple[list[Row], Seen | None]:
         if not lanes:
             return [], None
@@ -211,7 +212,8 @@ class OutboxSource:
             exhausted = len(fifo) < limit
             fifo, over = fifo[:room], fifo[room:]
             if fifo:
-                seen = Seen(last=fifo[-1][7], exhausted=exhausted and not over, xmin=fifo[0][12], xmax=fifo[0][13])
+                xmin, xid = fifo[0][12:]
+                seen = Seen(last=fifo[-1][7], exhausted=exhausted and not over, xmin=xmin, xid=xid, ticket=ticket)
             rows += _rows("messages", fifo)
         return rows[:limit], seen
 
@@ -220,13 +222,10 @@ class OutboxSource:
             if seen is None:
                 return
             # Above a row that stays, nothing is settled as far as a floor is concerned.
-            left = [row.position for row in rows if row.table == "messages" and row.position <= seen.last]
-            if stay_below := [position for position in stay if position <= seen.last]:
-                left = [position for position in left if position < min(stay_below)]
-                if left:
-                    self._floors.settled(lanes, seen._replace(last=max(left), exhausted=False))
-            else:
-                self._floors.settled(lanes, seen)
+            first = min(stay, default=seen.last + 1)
+            if below := [row.position for row in rows if row.table == "messages" and row.position < first]:
+                last = min(seen.last, max(below))
+                self._floors.settled(lanes, seen._replace(last=last, exhausted=seen.exhausted and not stay))
 
         return note
 

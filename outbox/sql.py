@@ -35,6 +35,9 @@ ORDER BY place"""
 
 # --- claiming -------------------------------------------------------------------------------------------------------------
 
+# Whatever the database's default is: in a stricter isolation the statements of a claim would share one snapshot, from before its lanes.
+BEGIN_CLAIM: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+
 # The session of a claim, set for its transaction alone, so that a pooler in between can do no harm.
 # synchronous_commit: a settle that is lost in a crash of the server is only a duplicate. The timeouts end a claim whose pump hangs
 # or was cut off. Sequential and bitmap scans are never right for a FIFO that is read by position, whatever stale statistics say.
@@ -61,12 +64,13 @@ _ASIDE: Final = """
          WHEN EXISTS (SELECT FROM :"schema".holds WHERE hold = 'key:' || key) THEN 'joins' END"""
 
 # The due holds of my lanes, with their heads. A hold that has failed shows its head alone: what is behind it is not looked at until
-# the head has left. Lanes keep others away, so nothing here needs a lock of its own.
+# the head has left. Lanes keep others away, so nothing here needs a lock of its own. BETWEEN, and the order by both columns, since an
+# equality would let the planner walk the whole table by position and pick out the hold's rows.
 CLAIM_HELD: Final = f"""
 SELECT {_COLUMNS}, hold, attempts, CASE WHEN expires_at <= statement_timestamp() THEN 'expired' END
 FROM (SELECT hold AS due, attempts FROM :"schema".holds
       WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[]) ORDER BY due_at LIMIT %(limit)s) AS holds
-CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE hold = due ORDER BY position
+CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE hold BETWEEN due AND due ORDER BY hold, position
                     LIMIT CASE WHEN attempts = 0 THEN %(limit)s ELSE 1 END) AS held
 ORDER BY hold, position LIMIT %(limit)s"""
 
@@ -85,12 +89,12 @@ WHERE priority > 0 AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY priority DESC, position LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED"""
 
-# The FIFO, from the floor on: without it a claim walks every dead index entry that a long transaction keeps alive. The snapshot
-# of this very statement comes along, once (as a subquery it is an InitPlan), for the next floor. LIMIT stands outside FOR UPDATE here
-# because this is no subquery: inside an IN (...), some plans lock and take more rows than the limit.
+# The FIFO, from the floor on: without it a claim walks every dead index entry that a long transaction keeps alive. What the floors
+# need comes along, each computed once (as a subquery it is an InitPlan): the xmin of this very statement's snapshot, and our own xid.
+# LIMIT stands outside FOR UPDATE here because this is no subquery: inside an IN (...), some plans lock and take more rows than the limit.
 CLAIM_FIFO: Final = f"""
 SELECT {_COLUMNS}, NULL, 0, {_ASIDE},
-       (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint), (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+       (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint), (SELECT pg_current_xact_id()::text::bigint)
 FROM :"schema".messages
 WHERE priority = 0 AND position > %(floor)s AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY position LIMIT %(limit)s

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bridges.errors import InvalidMessage
 from bridges.message import (
@@ -18,6 +15,7 @@ from bridges.message import (
     check_key,
     check_payload,
     check_topic,
+    encoded_headers,
     uuid7,
 )
 from bridges.tracing import creating
@@ -25,14 +23,18 @@ from outbox import dialects, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+    from uuid import UUID
 
 # A NUL as JSON writes it; an even number of backslashes before it are backslashes of their own.
-_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_ESCAPED_NUL: Final = r"(?<!\\)(?:\\\\)*\\u0000"
 _MAX_PRIORITY = 32767  # a smallint
 
 
 def to_json(payload: object) -> bytes:
     """Serialize to compact JSON in UTF-8. Raises `InvalidMessage` for what JSON, or a Postgres jsonb, cannot hold."""
+    import json
+
     try:
         text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         encoded = text.encode()
@@ -42,7 +44,7 @@ def to_json(payload: object) -> bytes:
         raise InvalidMessage("payload", "is nested too deeply for JSON") from None
     except (TypeError, ValueError) as problem:
         raise InvalidMessage("payload", f"cannot be JSON: {problem}") from problem
-    if "\\u0000" in text and _ESCAPED_NUL.search(text):
+    if "\\u0000" in text and re.search(_ESCAPED_NUL, text):
         raise InvalidMessage("payload", "has a NUL (\\u0000), which jsonb cannot hold")
     return encoded
 
@@ -179,17 +181,18 @@ class Outbox:
         expires_at = _checked_time("expires_at", draft.expires_at)
         if deliver_at is not None and expires_at is not None and expires_at < deliver_at:
             raise InvalidMessage("expires_at", f"{expires_at.isoformat()} is before deliver_at, {deliver_at.isoformat()}")
-        if not (isinstance(draft.priority, int) and 0 <= draft.priority <= _MAX_PRIORITY):
+        if type(draft.priority) is not int or not 0 <= draft.priority <= _MAX_PRIORITY:
             raise InvalidMessage("priority", f"{draft.priority!r} is not a whole number from 0 to {_MAX_PRIORITY}")
         check_headers(draft.headers)
         headers = spans.enter_context(creating(draft.topic, message_id, draft.headers))
+        headers_json = encoded_headers(headers)  # with the trace context, which counts too
         return (
             message_id,
             draft.topic,
             draft.key,
             payload,
             content_type,
-            json.dumps(dict(headers)) if headers else "{}",
+            headers_json,
             deliver_at,
             expires_at,
             draft.priority,
@@ -200,6 +203,8 @@ class Outbox:
             payload, content_type = bytes(draft.payload), "application/octet-stream"
         else:
             payload, content_type = self._serializer(draft.payload), self._content_type
+            if not isinstance(payload, bytes):
+                raise InvalidMessage("payload", f"the serializer made {type(payload).__name__} of it, not bytes")
         check_payload(payload, self._max_payload)
         if draft.content_type is not None:
             check_content_type(draft.content_type)
@@ -208,6 +213,8 @@ class Outbox:
 
 
 def _checked_id(given: UUID | str | None) -> UUID:
+    from uuid import UUID
+
     if given is None:
         return uuid7()
     if isinstance(given, UUID):
@@ -221,6 +228,11 @@ def _checked_id(given: UUID | str | None) -> UUID:
 def _checked_time(field: str, given: datetime | None) -> datetime | None:
     if given is None:
         return None
+    from datetime import UTC, datetime
+
     if not isinstance(given, datetime) or given.utcoffset() is None:
         raise InvalidMessage(field, f"{given!r} is not an aware datetime: give it a time zone")
-    return given.astimezone(UTC)
+    try:
+        return given.astimezone(UTC)
+    except OverflowError:
+        raise InvalidMessage(field, f"{given!r} is outside the years 1 to 9999 in UTC") from None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from migrations.runner import TRACKS, migrate
 from tests.engines.choice import Choice, choose_kafka, choose_nats, choose_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 _CHOICES: dict[str, Choice] = {}
 
@@ -145,7 +148,7 @@ async def make_topic(servers: str, name: str, *, partitions: int = 4, **configur
 
 def with_database(dsn: str, name: str) -> str:
     """Return the connection string with another database in it."""
-    return make_conninfo(**{**conninfo_to_dict(dsn), "dbname": name})
+    return make_conninfo(dsn, dbname=name)
 
 
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # the fixtures end what they start; the reaper is one more image to pull

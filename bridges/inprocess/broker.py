@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from bridges.errors import Closed, ConfigurationError
 from bridges.inprocess.mailbox import Delivery, Mailbox
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from bridges.message import Message
+
+
+_LONG: Final = 3600.0
+"""Seconds after which a reader looks again; it is woken for everything that it waits for."""
 
 
 class Broker:
@@ -117,11 +121,15 @@ class Subscription:
 
     async def take(self, limit: int) -> list[Delivery]:
         """Wait for at least one delivery and return up to ``limit``; an empty list says that the subscription has ended."""
-        return [] if self._ended else await self.mailbox.take(limit, self)
+        while not self._ended:
+            if taken := self.mailbox.take_nowait(limit, self):
+                return taken
+            await self.mailbox.wait(_LONG)
+        return []
 
-    def take_nowait(self, limit: int) -> list[Delivery]:
-        """Return up to ``limit`` deliveries that are waiting, perhaps none."""
-        return [] if self._ended else self.mailbox.take_nowait(limit, self)
+    def take_nowait(self, limit: int, reader: object) -> list[Delivery]:
+        """Return up to ``limit`` deliveries that are waiting, perhaps none, for one of several readers of this subscription."""
+        return [] if self._ended else self.mailbox.take_nowait(limit, reader)
 
     async def __aenter__(self) -> Self:
         self.begin()

@@ -110,7 +110,8 @@ class InProcessSource:
         if self._closed:
             msg = "the in-process source is closed"
             raise SourceUnavailable(msg)
-        batch = _InProcessBatch(self._subscription.take_nowait(limit), self._retry)
+        reader = object()
+        batch = _InProcessBatch(self._subscription.take_nowait(limit, reader), self._retry)
         try:
             yield batch
         finally:
@@ -134,20 +135,19 @@ class _InProcessBatch:
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         deliveries, self._deliveries = self._deliveries, []
-        # From the last to the first: each that goes back goes to the front, and so they end up in order.
-        for delivery, outcome in reversed(list(zip(deliveries, outcomes, strict=True))):
+        for delivery, outcome in zip(deliveries, outcomes, strict=True):
             match outcome:
                 case Published():
                     delivery.ack()
                 case Released():
                     delivery.nack()
-                case Retry(after=after) if not self._retry.exhausted(delivery.attempts):
-                    delivery.nack(after if after is not None else self._retry.delay(delivery.attempts))
+                case Retry(after=after) if not self._retry.exhausted(attempts := delivery.attempts + 1):
+                    delivery.nack(after if after is not None else self._retry.delay(attempts), failed=True)
                 case Retry(reason=reason, detail=detail) | Rejected(reason=reason, detail=detail):
                     delivery.reject(reason, detail)
 
     def give_back(self) -> None:
-        for delivery in reversed(self._deliveries):
+        for delivery in self._deliveries:
             delivery.nack()
 
 

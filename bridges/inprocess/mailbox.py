@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from bridges.deadline import happens
+from bridges.intake import Intake, Loan
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected, Released
 
 if TYPE_CHECKING:
@@ -20,16 +20,20 @@ class Delivery:
 
     Attributes:
         message: what is delivered.
-        attempts: how often it was handed to a reader, this time included.
     """
 
-    __slots__ = ("_mailbox", "_outcome", "attempts", "message")
+    __slots__ = ("_loan", "_mailbox", "_outcome", "message")
 
     def __init__(self, message: Message, mailbox: Mailbox) -> None:
         self.message = message
-        self.attempts = 0
         self._mailbox = mailbox
+        self._loan: Loan[Delivery] | None = None
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    @property
+    def attempts(self) -> int:
+        """How often it was given back as failed."""
+        return self._loan.failures if self._loan else 0
 
     @property
     def over(self) -> bool:
@@ -44,14 +48,16 @@ class Delivery:
         """It will never be accepted."""
         self._end(Rejected(reason, detail))
 
-    def nack(self, delay: float = 0.0) -> None:
-        """Deliver it again, ahead of what is waiting, after ``delay`` seconds."""
-        if not self.over:
-            self._mailbox.give_back(self, delay)
+    def nack(self, delay: float = 0.0, *, failed: bool = False) -> None:
+        """Deliver it again after ``delay`` seconds, and what is behind it in its key after it; ``failed`` counts as an attempt."""
+        if self._loan is not None:
+            self._mailbox.give_back(self._loan, delay, failed=failed)
 
     def withdraw(self) -> None:
         """The publisher waits no longer: a reader that has not got it yet will not get it."""
         self._outcome.cancel()
+        if self._loan is not None:
+            self._mailbox.forget(self._loan)
 
     def abandon(self) -> None:
         """Its subscription is gone: it was not acknowledged."""
@@ -65,7 +71,8 @@ class Delivery:
     def _end(self, outcome: Outcome) -> None:
         if not self._outcome.done():
             self._outcome.set_result(outcome)
-        self._mailbox.ended(self)
+        if self._loan is not None:
+            self._mailbox.end(self._loan)
 
 
 class Mailbox:
@@ -73,88 +80,67 @@ class Mailbox:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._waiting: deque[Delivery] = deque()
-        self._out: dict[Delivery, object] = {}
-        self._timers: dict[Delivery, asyncio.TimerHandle] = {}
+        self._intake: Intake[Delivery] = Intake()
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._intake)
 
     async def put(self, message: Message) -> Delivery | None:
         """Buffer a delivery, waiting while the buffer is full; None if the mailbox was closed meanwhile."""
-        while len(self._waiting) >= self._size and not self._closed:
+        while len(self._intake) >= self._size and not self._closed:
             self._room.clear()
             await self._room.wait()
         if self._closed:
             return None
         delivery = Delivery(message, self)
-        self._waiting.append(delivery)
+        delivery._loan = self._intake.add(delivery, message.key)
         self._filled.set()
         return delivery
 
-    async def take(self, limit: int, reader: object) -> list[Delivery]:
-        """Hand up to ``limit`` deliveries to ``reader``, at least one; an empty list says that the mailbox is closed."""
-        while not self._closed:
-            if taken := self.take_nowait(limit, reader):
-                return taken
-            self._filled.clear()
-            await self._filled.wait()
-        return []
-
     def take_nowait(self, limit: int, reader: object) -> list[Delivery]:
         """Hand over what is there, perhaps nothing."""
-        taken: list[Delivery] = []
-        while self._waiting and len(taken) < limit:
-            delivery = self._waiting.popleft()
-            if not delivery.over:
-                delivery.attempts += 1
-                self._out[delivery] = reader
-                taken.append(delivery)
-        self._room.set()
-        return taken
+        loans = self._intake.lend(reader, limit, asyncio.get_running_loop().time())
+        if loans:
+            self._room.set()
+        else:
+            self._filled.clear()
+        return [loan.item for loan in loans]
 
     async def wait(self, timeout: float) -> None:
-        """Return when something is waiting, the mailbox is closed, or ``timeout`` seconds are over."""
-        if not self._waiting and not self._closed:
-            self._filled.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._filled.wait(), timeout)
+        """Return when something may have become ready, the mailbox is closed, or ``timeout`` seconds are over."""
+        due_in = self._intake.due_in(asyncio.get_running_loop().time())
+        await happens(self._filled, timeout if due_in is None else min(timeout, due_in))
 
-    def give_back(self, delivery: Delivery, delay: float) -> None:
-        """Put a delivery that is out back to the front, now or after ``delay`` seconds."""
-        if self._out.pop(delivery, None) is None or self._closed:
-            return
-        if delay > 0:
-            self._timers[delivery] = asyncio.get_running_loop().call_later(delay, self._return, delivery)
-        else:
-            self._return(delivery)
+    def give_back(self, loan: Loan[Delivery], delay: float, *, failed: bool) -> None:
+        """Put a delivery that is out back to its place."""
+        due = asyncio.get_running_loop().time() + delay if delay > 0 else 0.0
+        self._intake.give_back(loan, due=due, failed=failed)
+        self._filled.set()
 
-    def ended(self, delivery: Delivery) -> None:
-        """Forget a delivery that is over."""
-        self._out.pop(delivery, None)
+    def end(self, loan: Loan[Delivery]) -> None:
+        """A delivery is over: its key is free for another reader."""
+        self._intake.end(loan)
+        self._filled.set()
+
+    def forget(self, loan: Loan[Delivery]) -> None:
+        """Drop a delivery that nobody waits for."""
+        self._intake.forget(loan)
+        self._filled.set()
+        self._room.set()
 
     def leave(self, reader: object) -> None:
         """Give back, in order, all that ``reader`` has not ended."""
-        for delivery in reversed([delivery for delivery, holder in self._out.items() if holder is reader]):
-            self.give_back(delivery, 0.0)
+        self._intake.leave(reader)
+        self._filled.set()
 
     def close(self) -> None:
         """End every delivery as not acknowledged, and wake all who wait."""
         self._closed = True
-        for timer in self._timers.values():
-            timer.cancel()
-        for delivery in [*self._waiting, *self._out, *self._timers]:
-            delivery.abandon()
-        self._waiting.clear()
-        self._out.clear()
-        self._timers.clear()
+        for loan in list(self._intake):
+            loan.item.abandon()
+        self._intake = Intake()
         self._filled.set()
         self._room.set()
-
-    def _return(self, delivery: Delivery) -> None:
-        self._timers.pop(delivery, None)
-        self._waiting.appendleft(delivery)
-        self._filled.set()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import nats.errors
 from nats.aio.client import Client
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+
+from bridges.deadline import happens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,14 +65,15 @@ class Window:
         self._closed = True
         loop = asyncio.get_running_loop()
         while len(self.received) < len(self._frames):
+            if self._client.denied is not None:
+                raise nats.errors.Error(self._client.denied)
             if not self._client.is_connected:
                 raise nats.errors.ConnectionClosedError
             remaining = deadline - loop.time()
             if remaining <= 0:
                 msg = f"{len(self._frames) - len(self.received)} of {len(self._frames)} acknowledgements missing"
                 raise TimeoutError(msg)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._complete.wait(), remaining)
+            await happens(self._complete, remaining)
 
     def take(self, number: int, acknowledgement: bytes) -> None:
         """Note an acknowledgement."""
@@ -94,6 +96,8 @@ class AckingClient(Client):
         self._numbers = 0
         self._windows: dict[int, Window] = {}
         self.inbox = b""
+        self.denied: str | None = None
+        """What the server said we may not do; it goes on, and answers nothing to what it denied."""
         self.pattern: re.Pattern[bytes] | None = None
         self._ps = _AckParser(self)
 

@@ -63,14 +63,16 @@ class JetStream:
             # close() would flush first; what is pending must not go out, and a frozen server must not hold us up.
             cut(client)
             with suppress(Exception):
-                await asyncio.wait_for(client.close(), self._connect_timeout)
+                async with asyncio.timeout(self._connect_timeout):
+                    await client.close()
 
     async def close(self) -> None:
         """Close the connection. It is built again if it is used again."""
         client, self._client = self._client, None
         if client is not None and not client.is_closed:
             with suppress(Exception):
-                await asyncio.wait_for(client.close(), self._connect_timeout)
+                async with asyncio.timeout(self._connect_timeout):
+                    await client.close()
 
     async def _connect(self) -> AckingClient:
         client = AckingClient(must_encrypt=self._tls is not None)
@@ -89,6 +91,9 @@ class JetStream:
         # The client's callbacks must not raise: one that does ends its read loop for good. Errors surface in what we await.
         async def note(error: Exception) -> None:
             log.debug("nats: %s", type(error).__name__)
+            if "permissions violation" in str(error).lower():
+                client.denied = str(error)
+                client.wake_windows()
 
         async def wake() -> None:
             client.wake_windows()

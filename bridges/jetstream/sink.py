@@ -122,6 +122,8 @@ def _released(problem: BaseException) -> Released:
     text = str(problem) or type(problem).__name__
     if isinstance(problem, nats.errors.AuthorizationError) or "authorization violation" in text.lower():
         return Released(Reason.FORBIDDEN, "the server refuses our credentials")
+    if "permissions violation" in text.lower():
+        return Released(Reason.FORBIDDEN, text)
     if isinstance(problem, nats.errors.ConnectionClosedError | nats.errors.NoServersError | OSError) and not isinstance(
         problem, TimeoutError
     ):

@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import nats.errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
+from bridges import envelope
 from bridges.backoff import Backoff
+from bridges.deadline import happens
 from bridges.envelope import decode, unquoted
 from bridges.errors import ConfigurationError, SourceUnavailable
+from bridges.intake import Intake, Loan
 from bridges.ports import Outcome, Published, Rejected, Released, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
 
     from bridges.jetstream.client import AckingClient
     from bridges.jetstream.connection import JetStream
@@ -31,9 +32,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("outboxd.jetstream")
 
+_PATIENCE: Final = 2
+"""Seconds for the server to answer a ping."""
+
 
 class JetStreamSource:
     """Consume a stream through a durable pull consumer with explicit acknowledgements.
+
+    Within one source a key keeps its order: what must wait is kept here, said to be in progress, and what is behind it waits too. Several
+    processes that share a durable share its messages as the server hands them out, whatever their key.
 
     Args:
         connection: where; shared.
@@ -70,50 +77,127 @@ class JetStreamSource:
         self._retry = retry or Backoff()
         self._linger = linger
         self._pull: _Pull | None = None
+        # Kept over a loss of the connection: what is in hand is not delivered again at once, and newer messages must not overtake it.
+        self._intake: Intake[Msg] = Intake()
         self._claiming = asyncio.Lock()
         self._trouble = False
 
     @asynccontextmanager
     async def claim(self, limit: int) -> AsyncIterator[_JetStreamBatch]:
         """Take up to ``limit`` messages, waiting a moment for the first. Raises `SourceUnavailable`."""
+        reader = object()
         try:
             async with self._claiming:
-                pull = await self._bound()
-                taken = await pull.take(min(limit, self._max_ack_pending), self._linger)
+                loans = await self._take(reader, limit)
             self._trouble = False
         except (nats.errors.Error, OSError, TimeoutError, APIError) as problem:
-            await self._unbind()
-            msg = f"stream {self._stream!r}, consumer {self._durable!r}: {str(problem) or type(problem).__name__}"
-            raise SourceUnavailable(msg) from problem
-        batch = _JetStreamBatch(taken, self._stream, self._retry)
-        progress = asyncio.create_task(batch.stay_in_progress(self._ack_wait / 3))
+            self._intake.leave(reader)
+            raise await self._unavailable(problem) from problem
+        batch = _JetStreamBatch(self, loans)
         try:
             yield batch
         except (nats.errors.Error, OSError) as problem:
-            await self._unbind()
-            raise SourceUnavailable(str(problem) or type(problem).__name__) from problem
+            raise await self._unavailable(problem) from problem
         finally:
-            progress.cancel()
-            await batch.give_back()
+            self._intake.leave(reader)
+            if self._pull is not None:
+                self._pull.news.set()
 
     async def wait(self, timeout: float) -> None:
         """A claim waits by itself; so this does not, unless the connection is in trouble."""
         if self._trouble:
             await asyncio.sleep(min(timeout, 1.0))
 
+    async def close(self) -> None:
+        """Tell the server that what was not settled may go to others, and forget it. The connection is its owner's to close."""
+        pull, self._pull = self._pull, None
+        loans, self._intake = list(self._intake), Intake()
+        if pull is not None:
+            pull.keeping.cancel()
+            with suppress(nats.errors.Error, OSError, TimeoutError):
+                for loan in loans:
+                    await pull.client.publish(loan.item.reply, b"-NAK")
+                await pull.client.flush(timeout=1)
+
+    async def settled(self, loans: Sequence[Loan[Msg]], outcomes: Sequence[Outcome]) -> None:
+        """Tell the server what became of these messages. Raises a nats error if it cannot be told."""
+        client = (await self._bound()).client
+        now = asyncio.get_running_loop().time()
+        for loan, outcome in zip(loans, outcomes, strict=True):
+            match outcome:
+                case Published():
+                    await self._tell(client, loan, b"+ACK")
+                case Released():
+                    self._intake.give_back(loan)
+                case Retry(after=after) if not self._retry.exhausted(attempts := loan.failures + 1):
+                    seconds = after if after is not None else self._retry.delay(attempts)
+                    self._intake.give_back(loan, due=now + seconds, failed=True)
+                case Retry() | Rejected():
+                    sequence = loan.item.metadata.sequence.stream
+                    log.error("given up: %s, sequence %d: %s %s", self._stream, sequence, outcome.reason, outcome.detail)
+                    await self._tell(client, loan, b"+TERM")
+        await client.flush(timeout=_PATIENCE)
+
+    def message_of(self, msg: Msg) -> Message:
+        """Return what a message of the stream is to us."""
+        return _message_of(msg, self._stream)
+
+    async def _tell(self, client: AckingClient, loan: Loan[Msg], what: bytes) -> None:
+        # By the reply subject, and not with the client that it came from: that connection may be gone, and the message still in hand.
+        await client.publish(loan.item.reply, what)
+        self._intake.end(loan)
+
+    async def _take(self, reader: object, limit: int) -> list[Loan[Msg]]:
+        pull = await self._bound()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._linger
+        while True:
+            pull.news.clear()
+            if loans := self._intake.lend(reader, limit, loop.time()):
+                return loans
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                return []
+            await pull.request(min(limit, self._max_ack_pending), self._linger)
+            due_in = self._intake.due_in(loop.time())
+            # The client says nothing to who waits when its connection is lost: look twice a second.
+            await happens(pull.news, min(remaining, 0.5, *([max(due_in, 0.001)] if due_in is not None else [])))
+            pull.check()
+
     async def _bound(self) -> _Pull:
         client = await self._connection.client()
         if self._pull is None or self._pull.client is not client:
+            if self._pull is not None:
+                self._pull.keeping.cancel()
             await self._ensure_consumer(client)
-            self._pull = _Pull(client, self._stream, self._durable)
+            self._pull = _Pull(client, self._stream, self._durable, self._arrived, self._keep_in_progress(client))
             await self._pull.subscribe()
         return self._pull
 
-    async def _unbind(self) -> None:
+    def _arrived(self, msg: Msg) -> None:
+        """Take in a message, unless we have it already: the server delivers again what we were too slow to say we still have."""
+        sequence = msg.metadata.sequence.stream
+        for loan in self._intake:
+            if loan.item.metadata.sequence.stream == sequence:
+                loan.item.reply = msg.reply
+                return
+        key = (msg.headers or {}).get(envelope.KEY)
+        self._intake.add(msg, None if key is None else unquoted(str(key)))
+
+    async def _keep_in_progress(self, client: AckingClient) -> None:
+        """Tell the server at intervals that we still have what we have, in a batch or waiting for its turn."""
+        while client.is_connected:
+            await asyncio.sleep(self._ack_wait / 3)
+            with suppress(nats.errors.Error, OSError):
+                for loan in list(self._intake):
+                    await client.publish(loan.item.reply, b"+WPI")
+
+    async def _unavailable(self, problem: BaseException) -> SourceUnavailable:
         self._trouble = True
-        pull, self._pull = self._pull, None
-        if pull is not None:
-            await self._connection.discard(pull.client)
+        if self._pull is not None:
+            await self._connection.discard(self._pull.client)
+        text = str(problem) or type(problem).__name__
+        return SourceUnavailable(f"stream {self._stream!r}, consumer {self._durable!r}: {text}")
 
     async def _ensure_consumer(self, client: AckingClient) -> None:
         manager = client.jsm()
@@ -139,105 +223,68 @@ class JetStreamSource:
 
 
 class _Pull:
-    """Standing pull requests of one consumer. What arrives after a claim has left with its share waits for the next."""
+    """The pull requests of one consumer over one connection."""
 
-    def __init__(self, client: AckingClient, stream: str, durable: str) -> None:
+    def __init__(
+        self, client: AckingClient, stream: str, durable: str, arrived: Callable[[Msg], None], keep: Coroutine[Any, Any, None]
+    ) -> None:
         self.client = client
+        self.news = asyncio.Event()
+        self.keeping = asyncio.create_task(keep, name=f"in progress: {durable}")
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._inbox = client.new_inbox()
-        self._arrived: deque[Msg] = deque()
+        self._arrived = arrived
         self._requested = 0
         self._expires = 0.0
-        self._news = asyncio.Event()
         self._problem: str | None = None
 
     async def subscribe(self) -> None:
-        self._subscription: Subscription = await self.client.subscribe(self._inbox, cb=self._receive)
+        await self.client.subscribe(self._inbox, cb=self._receive)
 
-    async def take(self, limit: int, linger: float) -> list[Msg]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + linger
-        if not self._arrived:
-            if loop.time() >= self._expires or self._requested <= 0:
-                await self._request(limit, linger)
-            while not self._arrived and self.client.is_connected and (remaining := deadline - loop.time()) > 0:
-                self._news.clear()
-                if self._problem is not None:
-                    break
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), min(remaining, 0.5))
-        if self._problem is not None and not self._arrived:
+    async def request(self, limit: int, linger: float) -> None:
+        """Ask for messages, unless what was asked for is still to come."""
+        now = asyncio.get_running_loop().time()
+        if self._requested > 0 and now < self._expires:
+            return
+        self._requested = limit
+        self._expires = now + linger
+        asked = {"batch": limit, "expires": int(linger * 1e9)}
+        await self.client.publish(self._next, json.dumps(asked).encode(), reply=self._inbox)
+
+    def check(self) -> None:
+        """Raise a nats error if requests are refused or the connection is lost."""
+        if self._problem is not None:
             raise nats.errors.Error(self._problem)
         if not self.client.is_connected:
             raise nats.errors.ConnectionClosedError
-        return [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
-
-    async def _request(self, limit: int, linger: float) -> None:
-        self._requested = limit
-        self._expires = asyncio.get_running_loop().time() + linger
-        request = {"batch": limit, "expires": int(linger * 1e9)}
-        await self.client.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
-        await self.client.flush()
 
     async def _receive(self, msg: Msg) -> None:
         status = None if msg.reply else (msg.headers or {}).get("Status")
         if status is None:
-            self._arrived.append(msg)
             self._requested -= 1
+            self._arrived(msg)
         elif status in {"404", "408"}:
             self._requested = 0  # the request ended: nothing more, or its time is up
-        elif status == "409" and "Exceeded" in (description := str((msg.headers or {}).get("Description", ""))):
-            log.debug("pull request: %s", description)
-            self._requested = 0
+        elif status == "409" and "Exceeded" in str((msg.headers or {}).get("Description", "")):
+            self._requested = 0  # too many are out: it is asked again when some are settled
         elif status != "100":
             self._problem = f"pull request refused: {status} {(msg.headers or {}).get('Description', '')}"
-        self._news.set()
+        self.news.set()
 
 
 class _JetStreamBatch:
-    def __init__(self, taken: list[Msg], stream: str, retry: Backoff) -> None:
-        # Redelivered messages may arrive behind newer ones: within a batch, the stream's order counts.
-        self._taken = sorted(taken, key=lambda msg: msg.metadata.sequence.stream)
-        self._retry = retry
-        self._open = True
-        self.messages = [_message_of(msg, stream) for msg in self._taken]
+    def __init__(self, source: JetStreamSource, loans: Sequence[Loan[Msg]]) -> None:
+        self._source = source
+        self._loans = loans
+        self.messages = [source.message_of(loan.item) for loan in loans]
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
-        self._open = False
-        client = None
-        for msg, outcome in zip(self._taken, outcomes, strict=True):
-            client = msg._client
-            match outcome:
-                case Published():
-                    await msg.ack()
-                case Released():
-                    await msg.nak()
-                case Retry(after=after) if not self._retry.exhausted(attempts := msg.metadata.num_delivered or 1):
-                    await msg.nak(after if after is not None else self._retry.delay(attempts))
-                case Retry() | Rejected():
-                    log.error("given up: stream sequence %d: %s %s", msg.metadata.sequence.stream, outcome.reason, outcome.detail)
-                    await msg.term()
-        if client is not None:
-            await client.flush()
-
-    async def give_back(self) -> None:
-        if self._open and self._taken and self._taken[0]._client.is_connected:
-            with suppress(nats.errors.Error, OSError, TimeoutError):
-                for msg in self._taken:
-                    await msg.nak()
-
-    async def stay_in_progress(self, every: float) -> None:
-        """Tell the server at intervals that the batch is being worked on, so that it does not deliver it again."""
-        while self._taken:
-            await asyncio.sleep(every)
-            with suppress(nats.errors.Error, OSError):
-                for msg in self._taken:
-                    await msg.in_progress()
+        await self._source.settled(self._loans, outcomes)
 
 
 def _message_of(msg: Msg, stream: str) -> Message:
     headers = {name: str(value) for name, value in (msg.headers or {}).items() if not name.startswith("Nats-")}
-    if "outbox-id" in headers:
+    if envelope.ID in headers:
         headers = {name: unquoted(value) for name, value in headers.items()}
     sequence = msg.metadata.sequence.stream
     message = decode(headers, msg.data, topic=msg.subject, key=None, origin=f"nats:{stream}:{sequence}")

@@ -50,7 +50,7 @@ CREATE TABLE :"schema".messages (
         AND (headers = '{}' OR NOT jsonb_path_exists(headers, '$.keyvalue() ? (
             @.value.type() != "string"
             || !(@.key like_regex "^[A-Za-z0-9_-]{1,128}$")
-            || @.key like_regex "^(nats|outbox)-" flag "i"
+            || @.key like_regex "^(nats-|outbox-|content-type$)" flag "i"
             || @.value like_regex "[\r\n]")'))),
     CONSTRAINT payload_within_max_payload CHECK (octet_length(payload) <= :"schema".max_payload()),
     CONSTRAINT priority_not_negative CHECK (priority >= 0),

@@ -18,6 +18,7 @@ from prometheus_client import Counter, Histogram
 
 from bridges.backoff import Backoff
 from bridges.bridge import Bridge
+from bridges.deadline import happens
 from bridges.errors import ConfigurationError
 from bridges.observed import Metrics, ObservedSink, ObservedSource, Progress
 from bridges.ports import Published
@@ -156,8 +157,7 @@ class _Daemon:
                 attempt += 1
                 if attempt == 1:
                     log.warning("Postgres cannot be reached, waiting for it: %s", str(problem).strip().splitlines()[-1])
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), waits.delay(attempt))
+                await happens(self._stopping, waits.delay(attempt))
             else:
                 return True
         return False
@@ -182,7 +182,7 @@ class _Daemon:
             claims=pump.claims,
             poll_interval=pump.poll_interval,
             doorbell=settings.postgres.doorbell,
-            retry=Backoff(first=pump.retry.first, cap=pump.retry.cap, max_attempts=pump.retry.max_attempts),
+            retry=pump.retry.backoff(),
             claim_timeout=2 * pump.publish_timeout,
         )
         await stack.enter_async_context(source)

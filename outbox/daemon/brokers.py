@@ -73,7 +73,9 @@ class _JetStreamBroker:
         if any(overlap(one, other) for place, one in enumerate(subjects) for other in subjects[:place]):
             subjects = []  # JetStream refuses filters that overlap; the whole stream, then, and the consumer skips what is not its own
         durable = re.sub(r"[^A-Za-z0-9_-]", "-", consumer)
-        return JetStreamSource(connection, stream=self._section.stream, durable=durable, subjects=subjects)
+        source = JetStreamSource(connection, stream=self._section.stream, durable=durable, subjects=subjects)
+        self._stack.push_async_callback(source.close)
+        return source
 
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         from bridges.jetstream.settings import problems

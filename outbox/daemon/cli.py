@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, LiteralString
 
 import psycopg
 import typer
@@ -45,7 +46,7 @@ def migrate(
     max_payload: Annotated[int | None, typer.Option(help="Bytes above which the outbox table refuses a payload.")] = None,
 ) -> None:
     """Bring the schemas up to date."""
-    schemas = {"outbox": "outbox", "dedupe": "dedupe"}
+    schemas = {name: name for name in runner.TRACKS}
     if config is not None:
         postgres = load(config).postgres
         dsn = dsn or postgres.dsn.get_secret_value()
@@ -54,24 +55,39 @@ def migrate(
     for name in tracks:
         runner.migrations_of(name)  # an unknown track is refused before anything is run
     where = {name: schema or schemas[name] for name in tracks}
-    if dsn is None and not sql:
+    limit = None
+    if max_payload is not None:
+        if "outbox" not in where:
+            msg = "max-payload: is of the outbox track"
+            raise ConfigurationError(msg)
+        limit = runner.max_payload_statement(max_payload, schema=where["outbox"])
+    if sql:
+        _print_migrations(dsn, where, limit)
+    elif dsn is None:
         msg = "dsn: give --dsn, OUTBOXD_POSTGRES__DSN or a configuration file"
         raise ConfigurationError(msg)
-    if dsn is None:
-        for name in tracks:
-            typer.echo(runner.script(name, schema=where[name]))
-        return
+    else:
+        _run_migrations(dsn, where, limit)
+
+
+def _print_migrations(dsn: str | None, where: dict[str, str], limit: LiteralString | None) -> None:
+    """Print what is missing in the database, or everything without one."""
+    with psycopg.connect(dsn) if dsn else nullcontext() as connection:
+        for track, schema in where.items():
+            applied = runner.applied_to(connection, track, schema=schema) if connection else []
+            typer.echo(runner.script(track, schema=schema, applied=applied))
+    if limit:
+        typer.echo(f"{limit};")
+
+
+def _run_migrations(dsn: str, where: dict[str, str], limit: LiteralString | None) -> None:
     with psycopg.connect(dsn) as connection:
-        for name in tracks:
-            if sql:
-                applied = runner.applied_to(connection, name, schema=where[name])
-                typer.echo(runner.script(name, schema=where[name], applied=applied))
-                continue
-            done = runner.migrate(connection, name, schema=where[name])
-            typer.echo(f"{name}: schema {where[name]}: {', '.join(map(str, done)) or 'up to date'}")
-        if max_payload is not None and "outbox" in tracks and not sql:
-            runner.set_max_payload(connection, max_payload, schema=where["outbox"])
-            typer.echo(f"outbox: schema {where['outbox']}: payloads up to {max_payload} bytes")
+        for track, schema in where.items():
+            done = runner.migrate(connection, track, schema=schema)
+            typer.echo(f"{track}: schema {schema}: {', '.join(map(str, done)) or 'up to date'}")
+        if limit:
+            connection.execute(limit)
+            typer.echo(f"outbox: schema {where['outbox']}: the limit of payloads is set")
 
 
 @app.command()

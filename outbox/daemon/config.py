@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
+from bridges.backoff import Backoff
 from bridges.errors import ConfigurationError
 from bridges.security import Mechanism, Security
 from bridges.topics import Destination, Pattern
-from migrations.names import check_schema_name
+from migrations.names import MigrationError, check_schema_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
@@ -39,7 +40,10 @@ class PostgresSection(_Section):
     @field_validator("schema_", "dedupe_schema")
     @classmethod
     def _check_schema(cls, name: str) -> str:
-        return check_schema_name(name)
+        try:
+            return check_schema_name(name)
+        except MigrationError as problem:
+            raise ValueError(str(problem).removeprefix("schema: ")) from None
 
 
 class RetrySection(_Section):
@@ -51,6 +55,15 @@ class RetrySection(_Section):
     """Seconds; the ceiling of every wait."""
     max_attempts: AtLeastOne = 10
     """The attempt after which it is a dead letter. An outage is no attempt."""
+
+    @model_validator(mode="after")
+    def _check_backoff(self) -> RetrySection:
+        self.backoff()
+        return self
+
+    def backoff(self) -> Backoff:
+        """Return the policy. Raises `ConfigurationError`."""
+        return Backoff(first=self.first, cap=self.cap, max_attempts=self.max_attempts)
 
 
 class PumpSection(_Section):
@@ -205,6 +218,14 @@ class HttpSection(_Section):
     measure_every: Positive = 15.0
     """Seconds between measurements of the backlog."""
 
+    @field_validator("listen")
+    @classmethod
+    def _check_port(cls, listen: str | None) -> str | None:
+        if listen is not None and not 1 <= (port := int(listen.rpartition(":")[2])) <= 65535:
+            msg = f"port {port} is not between 1 and 65535"
+            raise ValueError(msg)
+        return listen
+
 
 class TelemetrySection(_Section):
     """``[telemetry]``: where spans and logs go."""
@@ -284,26 +305,46 @@ def load(path: Path | None) -> Settings:
             raise ConfigurationError(msg) from problem
     try:
         return Settings(**values)
+    except SettingsError as problem:
+        # Not chained: the original shows what was given.
+        raise ConfigurationError(
+            f"OUTBOXD_*: {problem}: sections in the environment are JSON, or a key each as in OUTBOXD_POSTGRES__DSN"
+        ) from None
     except ValidationError as problem:
-        raise ConfigurationError("\n".join(_lines(problem))) from None  # not chained: the original shows what was given
+        raise ConfigurationError("\n".join(_lines(problem))) from None
 
 
 def _lines(problem: ValidationError) -> list[str]:
     lines = []
     for error in problem.errors(include_url=False, include_input=False):
-        # The tag of a union's member is no key of the file.
-        key = ".".join(str(part) for part in error["loc"] if part not in {"jetstream", "kafka", "inprocess"})
+        # After a sink's name stands the tag of its kind, which is no key of the file.
+        place = [part for index, part in enumerate(error["loc"]) if not (index == 2 and error["loc"][0] == "sinks")]
         text = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            text = "is not a known key"
+            text = f"is not a known key; known are {', '.join(_known_keys(error['loc']))}"
         elif error["type"] == "missing":
             text = "is needed"
         elif error["type"] == "union_tag_invalid":
             text = f"kind: {error['ctx']['tag']!r} is not one of {error['ctx']['expected_tags']}"
         elif error["type"] == "union_tag_not_found":
             text = "kind: is needed: 'jetstream', 'kafka' or 'inprocess'"
+        key = ".".join(map(str, place))
         lines.append(f"{key}: {text}" if key else text)
     return lines
+
+
+def _known_keys(place: Sequence[str | int]) -> list[str]:
+    """Return the keys that stand where an unknown one was found."""
+    section: type[BaseModel] = Settings
+    if place[0] == "sinks" and len(place) > 3:
+        by_kind: dict[str, type[BaseModel]] = {"jetstream": JetStreamSection, "kafka": KafkaSection, "inprocess": InProcessSection}
+        section = by_kind[str(place[2])]
+    else:
+        for part in place[:-1]:
+            if field := section.model_fields.get(str(part)):
+                kinds: list[Any] = [field.annotation, *get_args(field.annotation)]
+                section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _open(secret: SecretStr | None) -> str | None:

@@ -72,9 +72,12 @@ class Health:
             reasons.append("shutting down")
         for name, watched in self._watched.items():
             reasons += [f"{name}: {trouble}" for trouble in (watched.source_trouble, watched.sink_trouble) if trouble]
+        now = time.monotonic()
+        if self._measured_at is not None and now - self._measured_at > self._stall_after:
+            reasons.append(f"the backlog could not be measured for {now - self._measured_at:.0f} s")
         pump = self._watched.get("pump")
         if pump is not None:
-            quiet = time.monotonic() - pump.moved_at
+            quiet = now - pump.moved_at
             if self._oldest > self._stall_after and quiet > self._stall_after:
                 reasons.append(f"pump: the oldest message is {self._oldest:.0f} s old and nothing has moved for {quiet:.0f} s")
         return reasons

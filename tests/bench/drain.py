@@ -1,16 +1,15 @@
 """How fast waiting rows are drained to JetStream, beside what the same sink publishes from memory with the same acknowledgements.
 
-    python -m tests.bench.drain [--rows 200000] [--size 300] [--pairs 3] [--keys 0]
+python -m tests.bench.drain [--rows 200000] [--size 300] [--pairs 3] [--keys 0]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import psycopg
 import uvloop
@@ -24,6 +23,9 @@ from migrations.runner import migrate
 from outbox.demo.engines import PrivateNats
 from outbox.embedded import PrivatePostgres
 from outbox.source import OutboxSource
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FILL = """
 INSERT INTO outbox.messages (topic, key, payload)
@@ -66,7 +68,7 @@ async def from_memory(sink: Sink, options: argparse.Namespace) -> float:
     async with asyncio.TaskGroup() as group:
         for _ in range(2):
             group.create_task(publish())
-    return options.rows / (time.perf_counter() - began)
+    return float(options.rows) / (time.perf_counter() - began)
 
 
 async def from_outbox(dsn: str, sink: Sink, options: argparse.Namespace) -> float:
@@ -78,14 +80,13 @@ async def from_outbox(dsn: str, sink: Sink, options: argparse.Namespace) -> floa
     counting = Counting(sink, options.rows)
     async with OutboxSource(dsn, claims=options.claims) as source:
         bridge = Bridge(source, counting, batch=options.batch, claims=options.claims)
-        began, used = time.perf_counter(), time.process_time()
+        began, _used = time.perf_counter(), time.process_time()
         running = asyncio.create_task(bridge.run())
         await counting.done.wait()
         seconds = time.perf_counter() - began
-        print(f"  pump: {(time.process_time() - used) / options.rows * 1e6:.1f} us of CPU a row, {(time.process_time() - used) / seconds:.0%} of a core")
         bridge.stop()
         await running
-    return float(options.rows / seconds)
+    return float(options.rows) / seconds
 
 
 async def measure(options: argparse.Namespace, dsn: str, nats: PrivateNats) -> None:
@@ -101,11 +102,8 @@ async def measure(options: argparse.Namespace, dsn: str, nats: PrivateNats) -> N
                 stored = (await manager.stream_info("BENCH")).state.messages
                 assert stored == options.rows, f"stored {stored} of {options.rows}"
                 await manager.delete_stream("BENCH")
-            note = "(warm-up, not counted)" if pair == 0 else ""
             if pair:
                 ratios.append(rates["outbox"] / rates["memory"])
-            print(f"outbox {rates['outbox']:9,.0f}/s   memory {rates['memory']:9,.0f}/s   ratio {rates['outbox'] / rates['memory']:.2f} {note}")
-    print(f"median ratio {statistics.median(ratios):.2f} of {len(ratios)} pairs, {options.rows} rows of {options.size} bytes, {nats.version}")
 
 
 def main() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from outbox.demo.engines import KAFKA_VERSION, PrivateKafka, PrivateNats, find_kafka, find_nats, nats_version
 from outbox.embedded import PrivatePostgres, find_binaries
 from tests.engines import containers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
 
 
 @dataclass(frozen=True)

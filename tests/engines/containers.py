@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
 
 POSTGRES_IMAGE = "postgres:18"
 NATS_IMAGE = "nats:2.12"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from outbox.embedded import free_port
 from tests.engines.deadline import eventually
+
+if TYPE_CHECKING:
+    import signal
+    from pathlib import Path
+    from types import TracebackType
 
 
 class Daemon:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
-
-import psycopg
+from typing import TYPE_CHECKING, Any
 
 from bridges.backoff import Backoff
 from bridges.bridge import Bridge
-from bridges.ports import Sink
 from outbox.source import OutboxSource
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import psycopg
+
+    from bridges.ports import Sink
 
 SOON = Backoff(first=0.01, cap=0.05, max_attempts=1000)
 """Retries for tests: soon, and for ever."""
@@ -33,7 +36,7 @@ async def pumping(dsn: str, sink: Sink, *, batch: int = 100, retry: Backoff = SO
 
 async def count(connection: psycopg.AsyncConnection[Any], table: str) -> int:
     """Return the number of rows of one of the outbox's tables."""
-    cursor = await connection.execute(f"SELECT count(*) FROM outbox.{table}")  # type: ignore[arg-type]
+    cursor = await connection.execute(f"SELECT count(*) FROM outbox.{table}")
     row = await cursor.fetchone()
     assert row is not None
     return int(row[0])

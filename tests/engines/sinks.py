@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from uuid import UUID
+from typing import TYPE_CHECKING
 
-from bridges.message import Message
 from bridges.ordering import Blocked
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Released
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from bridges.message import Message
 
 
 class RecordingSink:

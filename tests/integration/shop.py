@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
-
-from bridges.message import Message
 from dedupe import Consumer
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from bridges.message import Message
 
 TABLE = "CREATE TABLE effects (place bigint GENERATED ALWAYS AS IDENTITY, id uuid, key text, payload text)"
 

@@ -6,12 +6,15 @@ import os
 import secrets
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nats
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from tests.conftest import Stream
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def check(folder: Path, configuration: str, dsn: str) -> tuple[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -17,6 +17,9 @@ from tests.engines.daemons import Daemon
 from tests.engines.deadline import eventually
 from tests.engines.pumps import is_empty
 from tests.integration import shop
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OUTBOX = Outbox()
 
@@ -255,14 +258,11 @@ async def test_a_schema_that_does_not_fit_is_one_line_and_exit_2(empty_database:
 
 @pytest.mark.parametrize("secret", ["hunter2"])
 async def test_no_secret_is_logged(database: str, tmp_path: Path, secret: str) -> None:
-    configuration = (
-        through(Stream("nats://127.0.0.1:1", "s", "s"))
-        + f'[telemetry]\nlog_level = "debug"\n[sinks.events2]\nkind = "jetstream"\nservers = ["nats://127.0.0.1:1"]\nstream = "s"\nuser = "u"\npassword = "{secret}"\n'
-    )
-    configuration = configuration.replace('sink = "events"', 'sink = "events2"')
+    sink = f'kind = "jetstream"\nservers = ["nats://127.0.0.1:1"]\nstream = "s"\nuser = "u"\npassword = "{secret}"\n'
+    configuration = f'[sinks.events]\n{sink}[[routes]]\ntopics = ">"\nsink = "events"\n[telemetry]\nlog_level = "debug"\n'
     await put(database, 0, 1)
     async with Daemon(tmp_path, configuration, database) as daemon:
-        await daemon.answers("/readyz", 503, having="sink events2")
+        await daemon.answers("/readyz", 503, having="sink events")
         daemon.signal(signal.SIGTERM)
         await daemon.ended()
     assert secret not in daemon.log.read_text()

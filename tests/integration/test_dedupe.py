@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -18,6 +17,9 @@ from bridges.message import Message, uuid7
 from bridges.ports import Outcome, Published, Reason, Released
 from dedupe import Consumer, HandlerSink, first_time
 from tests.engines.deadline import eventually
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 RETRY = Backoff(first=0.01, cap=0.02, max_attempts=3)
 Handler = Callable[[Message, psycopg.AsyncConnection[Any]], Awaitable[None]]

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-KEYS = "committed published delivered duplicates effects lost out_of_order balances_match p50_ms p99_ms seconds engines".split()
+KEYS = [
+    *("committed", "published", "delivered", "duplicates", "effects", "lost", "out_of_order", "balances_match"),
+    *("p50_ms", "p99_ms", "seconds", "engines"),
+]
 
 
 def demo(*options: str, kills: int = 0) -> dict[str, Any]:

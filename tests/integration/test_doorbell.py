@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from typing import TYPE_CHECKING
 
 import psycopg
-import pytest
 
 from migrations.runner import migrate
 from outbox import Outbox
@@ -16,6 +16,9 @@ from outbox.source import OutboxSource
 from tests.engines.deadline import eventually
 from tests.engines.pumps import is_empty, pumping
 from tests.engines.sinks import RecordingSink
+
+if TYPE_CHECKING:
+    import pytest
 
 OUTBOX = Outbox()
 NEVER = 3600.0

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from migrations import runner
 from migrations.names import MigrationError
-from migrations.runner import TRACKS, Migration, applied_to, check_up_to_date, migrate, migrations_of, script, set_max_payload
+from migrations.runner import TRACKS, Migration, applied_to, check_up_to_date, max_payload_statement, migrate, migrations_of, script
 
 # Everything a schema consists of, as Postgres itself writes it.
 CATALOGUE = """
@@ -23,7 +23,8 @@ FROM information_schema.columns c WHERE c.table_schema = %(schema)s
 UNION ALL SELECT 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(oid)
 FROM pg_constraint WHERE connamespace = %(schema)s::regnamespace
 UNION ALL SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = %(schema)s
-UNION ALL SELECT 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid) FROM pg_proc p WHERE pronamespace = %(schema)s::regnamespace
+UNION ALL SELECT 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid)
+FROM pg_proc p WHERE pronamespace = %(schema)s::regnamespace
 UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(t.oid) FROM pg_trigger t JOIN pg_class r ON r.oid = tgrelid
     WHERE relnamespace = %(schema)s::regnamespace AND NOT tgisinternal
 UNION ALL SELECT 'options', relname, array_to_string(reloptions, ',') FROM pg_class WHERE relnamespace = %(schema)s::regnamespace
@@ -57,7 +58,7 @@ def test_fresh_equals_upgraded(empty_database: str, database: str, track: str, m
 @pytest.mark.parametrize("track", TRACKS)
 def test_the_script_makes_the_same_schema_and_is_recognised(empty_database: str, database: str, track: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as connection:
-        connection.execute(script(track, schema=track))  # type: ignore[arg-type]
+        connection.execute(script(track, schema=track))
     assert catalogue(empty_database, track) == catalogue(database, track)
     with psycopg.connect(empty_database) as connection:
         assert migrate(connection, track, schema=track) == []
@@ -151,12 +152,12 @@ def test_a_role_that_owns_its_schema_needs_no_more(empty_database: str) -> None:
 def test_the_payload_limit_can_be_changed(database: str) -> None:
     insert = "INSERT INTO outbox.messages (topic, payload) VALUES ('t', %s)"
     with psycopg.connect(database) as connection:
-        set_max_payload(connection, 10, schema="outbox")
+        connection.execute(max_payload_statement(10, schema="outbox"))
         connection.execute(insert, (b"x" * 10,))
         with pytest.raises(psycopg.errors.CheckViolation, match="payload_within_max_payload"):
             connection.execute(insert, (b"x" * 11,))
         with pytest.raises(MigrationError, match="max_payload: 0"):
-            set_max_payload(connection, 0, schema="outbox")
+            max_payload_statement(0, schema="outbox")
 
 
 def test_ids_are_version_7_and_sort_by_time_before_postgres_18_too(database: str) -> None:
@@ -167,7 +168,7 @@ def test_ids_are_version_7_and_sort_by_time_before_postgres_18_too(database: str
     with psycopg.connect(database) as connection:
         for expression in ("SELECT outbox.uuid7()", older[1]):
             before = time.time_ns() // 1_000_000
-            (made,) = connection.execute(expression).fetchone() or (None,)  # type: ignore[arg-type]
+            (made,) = connection.execute(expression).fetchone() or (None,)
             assert isinstance(made, UUID)
             assert made.version == 7
             assert made.variant == "specified in RFC 4122"

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import psycopg
-import pytest
 
 from bridges.backoff import Backoff
-from bridges.message import Message
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected, Released, Retry
 from outbox import Draft, Outbox
 from outbox.source import OutboxSource
 from tests.engines.deadline import eventually
 from tests.engines.pumps import count, is_empty, pumping
 from tests.engines.sinks import DownSink, RecordingSink
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
+    from bridges.message import Message
 
 OUTBOX = Outbox()
 

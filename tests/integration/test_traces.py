@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -18,13 +17,17 @@ from prometheus_client import CollectorRegistry
 from bridges.inprocess import Broker, InProcessSink, InProcessSource
 from bridges.jetstream import JetStream, JetStreamSink, JetStreamSource
 from bridges.kafka import Kafka, KafkaSink, KafkaSource
-from bridges.message import Message
 from bridges.observed import Metrics, ObservedSink
-from bridges.ports import Sink, Source
 from dedupe import Consumer
 from outbox import Draft, Outbox
-from tests.conftest import Stream
 from tests.engines.pumps import pumping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bridges.message import Message
+    from bridges.ports import Sink, Source
+    from tests.conftest import Stream
 
 OUTBOX = Outbox()
 
@@ -48,7 +51,7 @@ def spans(exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
 
 def trace_id(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.trace_id
+    return int(span.context.trace_id)
 
 
 @pytest.mark.parametrize("via", ["inprocess", "jetstream", "kafka"])
@@ -114,10 +117,11 @@ async def test_a_context_of_the_applications_own_is_passed_on_opaquely(database:
     """Whatever it says in a traceparent, a future version or flags we do not know, arrives as it was."""
     theirs = {"traceparent": "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03-what-the-future-brings", "tracestate": "a=1,b=2"}
     async with JetStream([stream.url]) as connection:
-        async with pumping(database, JetStreamSink(connection, stream=stream.name, subject=stream.subject)):
-            async with await psycopg.AsyncConnection.connect(database) as writer:
-                await OUTBOX.aput(writer, "t", b"", headers=theirs)
-            source = JetStreamSource(connection, stream=stream.name, durable="d", linger=20)
-            async with source.claim(1) as batch:
-                (message,) = batch.messages
+        sink = JetStreamSink(connection, stream=stream.name, subject=stream.subject)
+        source = JetStreamSource(connection, stream=stream.name, durable="d", linger=20)
+        async with await psycopg.AsyncConnection.connect(database) as writer:
+            await OUTBOX.aput(writer, "t", b"", headers=theirs)
+        async with pumping(database, sink), source.claim(1) as batch:
+            (message,) = batch.messages
+        await source.close()
     assert message.headers == theirs

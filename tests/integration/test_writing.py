@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -19,6 +18,9 @@ from sqlalchemy.orm import Session
 
 from bridges.errors import InvalidMessage, NoTransaction
 from outbox import Draft, Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OUTBOX = Outbox()
 
@@ -63,7 +65,7 @@ def test_psycopg_cursor_of_any_kind(database: str) -> None:
 
 def test_psycopg_connection_with_a_cursor_factory_of_its_own(database: str) -> None:
     """Parameters are written in our style whatever the caller's cursors expect."""
-    with psycopg.connect(database, cursor_factory=psycopg.RawCursor, row_factory=psycopg.rows.dict_row) as connection:  # type: ignore[arg-type]
+    with psycopg.connect(database, cursor_factory=psycopg.RawCursor, row_factory=psycopg.rows.dict_row) as connection:
         OUTBOX.put(connection, "raw", b"")
     assert topics(database) == ["raw"]
 

@@ -1,0 +1,90 @@
+"""InProcessSink with a subscriber behind it that keeps what it acknowledges."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from bridges.inprocess import Broker, InProcessSink
+from bridges.ports import Reason, Sink
+from tests.contracts.messages import message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from bridges.message import Message
+
+LIMIT = 300_000
+TIMEOUT = 1.0
+
+
+class InProcessSinkHarness:
+    answers_within = TIMEOUT + 1.0
+    cancelled_within = 1.0
+    outage = frozenset({Reason.MISSING})
+    """Nobody subscribes: in one process, that is what being away looks like."""
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        self.topics = topics
+        self.broker = Broker()
+        self.sink: Sink = InProcessSink(self.broker, timeout=TIMEOUT)
+        self._stored: list[Message] = []
+        self._going = asyncio.Event()
+        self._going.set()
+        self._subscriber: asyncio.Task[None] | None = None
+
+    async def stored(self) -> list[Message]:
+        return self._stored
+
+    async def come_back(self) -> None:
+        began = asyncio.Event()
+        self._subscriber = asyncio.create_task(self._subscribe(began))
+        await began.wait()
+
+    async def go_away(self) -> None:
+        if self._subscriber is not None:
+            self._subscriber.cancel()
+            await asyncio.wait({self._subscriber})
+
+    async def freeze(self) -> None:
+        self._going.clear()
+
+    async def thaw(self) -> None:
+        self._going.set()
+
+    def too_large(self) -> list[Message]:
+        """The broker has no limit of its own; the subscriber has one."""
+        return [message(self.topics[1], size=LIMIT + 1)]
+
+    def invalid(self) -> list[Message]:
+        return [message(topic) for topic in ("with blank", "wild.*", "empty..token", "$SYS.x", "")]
+
+    def without_destination(self) -> Sink:
+        self._other = Broker()
+        return InProcessSink(self._other, timeout=TIMEOUT)
+
+    async def make_destination(self) -> None:
+        self.broker = self._other
+        await self.come_back()
+
+    async def _subscribe(self, began: asyncio.Event) -> None:
+        async with self.broker.subscribe(*self.topics) as subscription:
+            began.set()
+            async for delivery in subscription:
+                await self._going.wait()
+                if len(delivery.message.payload) > LIMIT:
+                    delivery.reject(Reason.TOO_LARGE, "more than the subscriber takes")
+                elif not delivery.over:
+                    self._stored.append(delivery.message)
+                    delivery.ack()
+
+
+@asynccontextmanager
+async def inprocess_sink(topics: Sequence[str] = ("orders.created", "orders.paid")) -> AsyncIterator[InProcessSinkHarness]:
+    harness = InProcessSinkHarness(topics)
+    await harness.come_back()
+    try:
+        yield harness
+    finally:
+        await harness.go_away()

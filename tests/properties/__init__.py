@@ -1,0 +1,1 @@
+"""What must hold for every input, with inputs that Hypothesis makes up."""

@@ -1,0 +1,1 @@
+"""Pure decisions and small parts, each with nothing but itself."""

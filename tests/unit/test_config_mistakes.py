@@ -1,0 +1,69 @@
+"""Mistakes that are easily made, each named by its key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridges.errors import ConfigurationError
+from outbox.daemon.config import load
+from tests.unit.test_config import IN_PROCESS, KAFKA, MINIMAL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _lines(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "outboxd.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load(path)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("key", ["schema", "dedupe_schema"])
+@pytest.mark.parametrize("name", ["Outbox", "a" * 64, 'a"b'])
+def test_a_bad_schema_name_is_a_configuration_error_that_names_its_key(tmp_path: Path, key: str, name: str) -> None:
+    name = name.replace('"', '\\"')
+    (line,) = _lines(tmp_path, MINIMAL.replace("[sinks.events]", f'{key} = "{name}"\n[sinks.events]'))
+    assert line.startswith(f"postgres.{key}: ")
+    assert "^[a-z_][a-z0-9_]{0,62}$" in line
+
+
+@pytest.mark.parametrize("name", ["kafka", "jetstream", "inprocess"])
+def test_a_sink_named_like_a_kind_keeps_its_name_in_errors(tmp_path: Path, name: str) -> None:
+    text = MINIMAL.replace(IN_PROCESS, f'[sinks.{name}]\nkind = "kafka"\nservers = ["127.0.0.1:9092"]\nbogus = 1\n')
+    (line,) = _lines(tmp_path, text.replace('sink = "events"', f'sink = "{name}"'))
+    assert line.startswith(f"sinks.{name}.bogus: ")
+
+
+def test_an_unknown_key_is_told_what_is_allowed(tmp_path: Path) -> None:
+    """The issue: one line that names the key and what is allowed."""
+    (line,) = _lines(tmp_path, MINIMAL + "[pump]\nbacth = 3\n")
+    assert "batch" in line.removeprefix("pump.bacth: ")
+
+
+@pytest.mark.parametrize("variable", ["OUTBOXD_POSTGRES", "OUTBOXD_SINKS", "OUTBOXD_ROUTES"])
+def test_a_variable_that_is_not_json_is_a_configuration_error(tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "not json")
+    (line,) = _lines(tmp_path, MINIMAL)
+    assert variable.removeprefix("OUTBOXD_").lower() in line.lower()
+
+
+def test_a_first_wait_above_the_cap_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
+    (line,) = _lines(tmp_path, MINIMAL + "[pump.retry]\nfirst = 10.0\ncap = 1.0\n")
+    assert line.startswith("pump.retry")
+
+
+@pytest.mark.parametrize("key", ["pump.publish_timeout", "pump.drain_timeout"])
+def test_an_endless_time_is_refused(tmp_path: Path, key: str) -> None:
+    """TOML has ``inf``: the source's int() of it raises OverflowError at start, the drain's timer at SIGTERM."""
+    section, name = key.split(".")
+    (line,) = _lines(tmp_path, MINIMAL + f"[{section}]\n{name} = inf\n")
+    assert line.startswith(f"{key}: ")
+
+
+def test_a_port_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (line,) = _lines(tmp_path, MINIMAL.replace(IN_PROCESS, KAFKA) + '[http]\nlisten = "127.0.0.1:99999"\n')
+    assert line.startswith("http.listen: ")
