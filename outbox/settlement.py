@@ -27,19 +27,19 @@ class Row(NamedTuple):
         table: where it was claimed from.
         position: its place in the outbox.
         lane: its key's lane.
-        hold: the hold it was claimed from, if any.
-        attempts: how often it, or the head of its hold, has failed.
         aside: why it is not to be sent now: its ``deliver_at`` is still to come, its ``expires_at`` has passed, or its key has a hold
             that it joins.
+        hold: the hold it was claimed from, if any.
+        attempts: how often it, or the head of its hold, has failed.
     """
 
     message: Message
     table: Table
     position: int
     lane: int
+    aside: Aside | None = None
     hold: str | None = None
     attempts: int = 0
-    aside: Aside | None = None
 
 
 class Dead(NamedTuple):

@@ -55,8 +55,8 @@ SELECT lane FROM :"schema".lanes
 ORDER BY (lane - %s::integer) & 63 LIMIT %s
 FOR UPDATE SKIP LOCKED"""
 
-# Every claim selects the columns of a message, in the order of `bridges.message.Message`, and then: position, lane, hold, attempts, and
-# why the row is not to be sent now, which is NULL for nearly all.
+# Every claim selects the columns of a message, in the order of `bridges.message.Message`, and then those of `outbox.settlement.Row`:
+# position, lane, why the row is not to be sent now, which is NULL for nearly all, and for rows that have failed, hold and attempts.
 _COLUMNS: Final = "id, topic, payload, key, content_type, headers, created_at, position, lane"
 _ASIDE: Final = """
     CASE WHEN expires_at <= statement_timestamp() THEN 'expired'
@@ -67,7 +67,7 @@ _ASIDE: Final = """
 # the head has left. Lanes keep others away, so nothing here needs a lock of its own. BETWEEN, and the order by both columns, since an
 # equality would let the planner walk the whole table by position and pick out the hold's rows.
 CLAIM_HELD: Final = f"""
-SELECT {_COLUMNS}, hold, attempts, CASE WHEN expires_at <= statement_timestamp() THEN 'expired' END
+SELECT {_COLUMNS}, CASE WHEN expires_at <= statement_timestamp() THEN 'expired' END, hold, attempts
 FROM (SELECT hold AS due, attempts FROM :"schema".holds
       WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[]) ORDER BY due_at LIMIT %(limit)s) AS holds
 CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE hold BETWEEN due AND due ORDER BY hold, position
@@ -76,25 +76,27 @@ ORDER BY hold, position LIMIT %(limit)s"""
 
 # Scheduled messages whose time has come, and keyless retries. Of my lanes only, since a scheduled message may have a key.
 CLAIM_DEFERRED: Final = f"""
-SELECT {_COLUMNS}, NULL, attempts, {_ASIDE}
+SELECT {_COLUMNS}, {_ASIDE}, NULL, attempts
 FROM :"schema".deferred
 WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY due_at, position LIMIT %(limit)s"""
 
 # "priority > 0" is written as the partial index has it: as a parameter it would defeat the index.
 CLAIM_PRIORITY: Final = f"""
-SELECT {_COLUMNS}, NULL, 0, {_ASIDE}
+SELECT {_COLUMNS}, {_ASIDE}
 FROM :"schema".messages
 WHERE priority > 0 AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY priority DESC, position LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED"""
 
-# The FIFO, from the floor on: without it a claim walks every dead index entry that a long transaction keeps alive. What the floors
-# need comes along, each computed once (as a subquery it is an InitPlan): the xmin of this very statement's snapshot, and our own xid.
+# What the floors need to know of a claim. Its snapshot is a little older than that of the FIFO's statement, which runs right after it, and
+# so its xmin is on the safe side.
+SEE_HORIZON: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_current_xact_id()::text::bigint"
+
+# The FIFO, from the floor on: without it a claim walks every dead index entry that a long transaction keeps alive.
 # LIMIT stands outside FOR UPDATE here because this is no subquery: inside an IN (...), some plans lock and take more rows than the limit.
 CLAIM_FIFO: Final = f"""
-SELECT {_COLUMNS}, NULL, 0, {_ASIDE},
-       (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint), (SELECT pg_current_xact_id()::text::bigint)
+SELECT {_COLUMNS}, {_ASIDE}
 FROM :"schema".messages
 WHERE priority = 0 AND position > %(floor)s AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY position LIMIT %(limit)s

@@ -2,7 +2,7 @@
 
 The client makes an object of every message, with a queue, a callback and a header parser between. An acknowledgement is one line of JSON
 on an inbox of ours: here it goes from the socket's bytes to who waits for it. Measured on 2 cores, with 300 bytes and six headers a
-message, 17,000 a second became 48,000.
+message, 58 us of CPU a message became 15.
 """
 
 from __future__ import annotations
@@ -29,30 +29,23 @@ class Window:
 
     def __init__(self, client: AckingClient, first: int) -> None:
         self._client = client
-        self._first = first
-        self._frames: list[bytes] = []
-        self._complete = asyncio.Event()
-        self._closed = False
+        self.first = first
+        self.frames: list[bytes] = []
+        """Whole PUBs or HPUBs, each with `reply` of its place as its reply subject."""
         self.received: dict[int, bytes] = {}
         """An empty acknowledgement stands for a status without a body: nobody was there to answer."""
+        self._complete = asyncio.Event()
+        self._wanted = -1
 
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    @property
-    def next_reply(self) -> bytes:
-        """The reply subject for the message that is added next."""
-        return b"%b%d" % (self._client.inbox, self._first + len(self._frames))
-
-    def add(self, frame: bytes) -> None:
-        """Add a message, as a whole PUB or HPUB with `next_reply` as its reply subject."""
-        self._frames.append(frame)
+    def reply(self, place: int) -> bytes:
+        """Return the reply subject for the message at a place."""
+        return b"%b%d" % (self._client.inbox, self.first + place)
 
     async def send(self) -> None:
         """Write everything. Raises a nats error, or `OSError`, if the connection is lost."""
         chunk: list[bytes] = []
         size = 0
-        for frame in self._frames:
+        for frame in self.frames:
             chunk.append(frame)
             size += len(frame)
             if size >= _CHUNK:
@@ -62,23 +55,23 @@ class Window:
 
     async def all_acknowledged(self, deadline: float) -> None:
         """Return when everything is acknowledged. Raises `TimeoutError` at the deadline (of the loop's clock), or a nats error."""
-        self._closed = True
+        self._wanted = len(self.frames)
         loop = asyncio.get_running_loop()
-        while len(self.received) < len(self._frames):
+        while len(self.received) < self._wanted:
             if self._client.denied is not None:
                 raise nats.errors.Error(self._client.denied)
             if not self._client.is_connected:
                 raise nats.errors.ConnectionClosedError
             remaining = deadline - loop.time()
             if remaining <= 0:
-                msg = f"{len(self._frames) - len(self.received)} of {len(self._frames)} acknowledgements missing"
+                msg = f"{self._wanted - len(self.received)} of {self._wanted} acknowledgements missing"
                 raise TimeoutError(msg)
             await happens(self._complete, remaining)
 
     def take(self, number: int, acknowledgement: bytes) -> None:
         """Note an acknowledgement."""
-        self.received.setdefault(number - self._first, acknowledgement)
-        if self._closed and len(self.received) == len(self._frames):
+        self.received[number - self.first] = acknowledgement
+        if len(self.received) == self._wanted:
             self._complete.set()
 
     def wake(self) -> None:
@@ -98,7 +91,9 @@ class AckingClient(Client):
         self.inbox = b""
         self.denied: str | None = None
         """What the server said we may not do; it goes on, and answers nothing to what it denied."""
-        self.pattern: re.Pattern[bytes] | None = None
+        self.acknowledgement: re.Pattern[bytes] | None = None
+        self.run: re.Pattern[bytes] | None = None
+        """Any number of acknowledgements, one after the other."""
         self._ps = _AckParser(self)
 
     async def listen_for_acknowledgements(self) -> None:
@@ -108,7 +103,9 @@ class AckingClient(Client):
         await self.flush()
         self._ack_sid = subscription._id
         self.inbox = prefix.encode() + b"."
-        self.pattern = re.compile(rb"MSG %b(\d+) %d \d+\r\n(\{[^\r\n]*\})\r\n" % (re.escape(self.inbox), self._ack_sid))
+        one = rb"MSG %b(\d+) %d \d+\r\n(\{[^\r\n]*\})\r\n" % (re.escape(self.inbox), self._ack_sid)
+        self.acknowledgement = re.compile(one)
+        self.run = re.compile(rb"(?:%b)+" % one)
 
     def window(self, size: int) -> Window:
         """Return a window for up to ``size`` messages."""
@@ -119,7 +116,7 @@ class AckingClient(Client):
 
     def forget(self, window: Window, size: int) -> None:
         """Take no more acknowledgements for a window that was made for ``size`` messages."""
-        for number in range(window._first, window._first + size):
+        for number in range(window.first, window.first + size):
             self._windows.pop(number, None)
 
     def acknowledged(self, number: int, acknowledgement: bytes) -> None:
@@ -161,18 +158,18 @@ class _AckParser(Parser):
     buf: bytearray
 
     async def parse(self, data: bytes = b"") -> None:
-        pattern = self.nc.pattern
-        if pattern is None or self.state != AWAITING_CONTROL_LINE:
+        client = self.nc
+        if client.run is None or client.acknowledgement is None or self.state != AWAITING_CONTROL_LINE:
             await super().parse(data)
             return
         if self.buf:
             data = bytes(self.buf) + data
             self.buf.clear()
-        place = 0
-        while found := pattern.match(data, place):
-            self.nc.acknowledged(int(found[1]), found[2])
-            place = found.end()
-        rest = data[place:]
+        rest = data
+        if run := client.run.match(data):
+            rest = data[run.end() :]
+            for number, acknowledgement in client.acknowledgement.findall(run[0]):
+                client.acknowledged(int(number), acknowledgement)
         if rest.startswith(b"MSG " + self.nc.inbox) and not rest.endswith(b"\r\n"):
             self.buf.extend(rest)  # one that is still incomplete: for the next time
         elif rest:

@@ -52,24 +52,23 @@ class Framer:
         if isinstance(start, Rejected):
             return start
         subject, constant = start
-        message_id = str(message.id)
-        lines = [constant, f"Nats-Msg-Id: {message_id}\r\n{envelope.ID}: {message_id}\r\n"]
-        if message.key is not None:
-            lines.append(f"{envelope.KEY}: {_quoted(message.key)}\r\n")
-        if message.created_at is not None:
-            lines.append(f"{envelope.CREATED_AT}: {message.created_at.isoformat()}\r\n")
-        for name, value in message.headers.items():
+        given_id, _, payload, key, _, more, created_at = message
+        message_id = str(given_id)
+        text = f"{constant}Nats-Msg-Id: {message_id}\r\n{envelope.ID}: {message_id}\r\n"
+        if key is not None:
+            text += f"{envelope.KEY}: {_quoted(key)}\r\n"
+        if created_at is not None:
+            text += f"{envelope.CREATED_AT}: {created_at.isoformat()}\r\n"
+        for name, value in more.items():
             if not _is_sound(name):
-                return Rejected(
-                    Reason.INVALID, f"the header name {name!r} is not 1 to 128 characters of A-Z, a-z, 0-9, _ and -, or is NATS's own"
-                )
-            lines.append(f"{name}: {_quoted(value)}\r\n")
-        lines.append("\r\n")
-        headers = "".join(lines).encode()
-        size = len(headers) + len(message.payload)
+                allowed = "1 to 128 characters of A-Z, a-z, 0-9, _ and -, and none of NATS's own"
+                return Rejected(Reason.INVALID, f"the header name {name!r} is not {allowed}")
+            text += f"{name}: {_quoted(value)}\r\n"
+        headers = f"{text}\r\n".encode()
+        size = len(headers) + len(payload)
         if size > max_payload:
             return Rejected(Reason.TOO_LARGE, f"headers and payload are {size} bytes; the server's max_payload is {max_payload}")
-        return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, len(headers), size, headers, message.payload)
+        return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, len(headers), size, headers, payload)
 
     def _make_start(self, topic: str, content_type: str) -> tuple[bytes, str] | Rejected:
         """Return the subject and the headers that all messages of a topic share."""

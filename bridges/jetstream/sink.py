@@ -81,28 +81,31 @@ class JetStreamSink:
         window = client.window(len(wave))
         sent: list[int] = []
         try:
+            make, frames, max_payload = self._framer.frame, window.frames, client.max_payload
             for index in wave:
                 message = messages[index]
                 if message in blocked:
                     continue
-                frame = self._framer.frame(message, window.next_reply, client.max_payload)
+                frame = make(message, window.reply(len(frames)), max_payload)
                 if isinstance(frame, Rejected):
                     outcomes[index] = blocked.note(message, frame)
                 else:
-                    window.add(frame)
+                    frames.append(frame)
                     sent.append(index)
             async with asyncio.timeout_at(deadline):
                 await window.send()
             await window.all_acknowledged(deadline)
         finally:
             client.forget(window, len(wave))
+            plain = self._plain.fullmatch
             for place, acknowledgement in window.received.items():
                 index = sent[place]
-                outcomes[index] = blocked.note(messages[index], self._judge(acknowledgement))
+                if plain(acknowledgement):
+                    outcomes[index] = PUBLISHED
+                else:
+                    outcomes[index] = blocked.note(messages[index], self._judge(acknowledgement))
 
     def _judge(self, acknowledgement: bytes) -> Outcome:
-        if self._plain.fullmatch(acknowledgement):
-            return PUBLISHED
         if not acknowledgement:
             return Released(Reason.MISSING, f"no stream takes this subject, or JetStream is away: {self._stream!r} is expected")
         try:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -18,7 +20,7 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from bridges.bridge import Bridge
 from bridges.jetstream import JetStream, JetStreamSink
 from bridges.message import Message, uuid7
-from bridges.ports import Outcome, Published, Sink
+from bridges.ports import PUBLISHED, Outcome, Sink
 from migrations.runner import migrate
 from outbox.demo.engines import PrivateNats
 from outbox.embedded import PrivatePostgres
@@ -43,7 +45,7 @@ class Counting:
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         outcomes = await self._sink.publish(messages)
-        self._left -= sum(isinstance(outcome, Published) for outcome in outcomes)
+        self._left -= list(outcomes).count(PUBLISHED)
         if self._left <= 0:
             self.done.set()
         return outcomes
@@ -51,10 +53,10 @@ class Counting:
 
 async def from_memory(sink: Sink, options: argparse.Namespace) -> float:
     """Publish as many messages of the same kind from memory, two calls at a time, and return messages a second."""
-    payload = b"x" * options.size
+    payload, now = b"x" * options.size, datetime.now(UTC)
     keys = [str(i % options.keys) if options.keys else None for i in range(options.rows)]
     batches = [
-        [Message(uuid7(), "bench.drain", payload, key) for key in keys[start : start + options.batch]]
+        [Message(uuid7(), "bench.drain", payload, key, created_at=now) for key in keys[start : start + options.batch]]
         for start in range(0, options.rows, options.batch)
     ]
     waiting = iter(batches)
@@ -62,7 +64,7 @@ async def from_memory(sink: Sink, options: argparse.Namespace) -> float:
     async def publish() -> None:
         for batch in waiting:
             outcomes = await sink.publish(batch)
-            assert all(isinstance(outcome, Published) for outcome in outcomes), outcomes[:3]
+            assert list(outcomes).count(PUBLISHED) == len(batch), outcomes[:3]
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -80,10 +82,11 @@ async def from_outbox(dsn: str, sink: Sink, options: argparse.Namespace) -> floa
     counting = Counting(sink, options.rows)
     async with OutboxSource(dsn, claims=options.claims) as source:
         bridge = Bridge(source, counting, batch=options.batch, claims=options.claims)
-        began, _used = time.perf_counter(), time.process_time()
+        began, used = time.perf_counter(), time.process_time()
         running = asyncio.create_task(bridge.run())
         await counting.done.wait()
-        seconds = time.perf_counter() - began
+        seconds, used = time.perf_counter() - began, time.process_time() - used
+        print(f"  pump: {used / options.rows * 1e6:.1f} us of CPU a row, {used / seconds:.0%} of a core")
         bridge.stop()
         await running
     return float(options.rows) / seconds
@@ -102,8 +105,14 @@ async def measure(options: argparse.Namespace, dsn: str, nats: PrivateNats) -> N
                 stored = (await manager.stream_info("BENCH")).state.messages
                 assert stored == options.rows, f"stored {stored} of {options.rows}"
                 await manager.delete_stream("BENCH")
+            ratio = rates["outbox"] / rates["memory"]
+            note = "" if pair else "   (warm-up, not counted)"
+            print(f"outbox {rates['outbox']:9,.0f}/s   memory {rates['memory']:9,.0f}/s   ratio {ratio:.2f}{note}")
             if pair:
-                ratios.append(rates["outbox"] / rates["memory"])
+                ratios.append(ratio)
+    print(
+        f"median ratio {statistics.median(ratios):.2f} of {len(ratios)} pairs; {options.rows} rows of {options.size} bytes; {nats.version}"
+    )
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import time
 from contextlib import ExitStack
 
@@ -57,12 +58,14 @@ async def measure(options: argparse.Namespace, dsn: str, server: PrivateNats) ->
             began = time.perf_counter()
             await writer.commit()
             took.append(await asyncio.wait_for(arrived.get(), 10) - began)
-        sorted(1000 * seconds for seconds in took)
+        took_ms = sorted(1000 * seconds for seconds in took)
+        print(f"commit to subscriber: median {statistics.median(took_ms):.1f} ms, p99 {took_ms[int(0.99 * len(took_ms))]:.1f} ms")
         before = await (await look.execute(STATEMENTS)).fetchone()
         await asyncio.sleep(options.idle)
         after = await (await look.execute(STATEMENTS)).fetchone()
         assert before is not None
         assert after is not None
+        print(f"idle: {float(after[0] - before[0]) / options.idle:.2f} statements a second, over {options.idle} s")
         bridge.stop()
         await running
     await client.close()

@@ -234,11 +234,13 @@ def test_on_a_real_postgres_a_younger_writers_lower_position_is_found(database: 
         ticket = floors.ticket()
         lanes = [lane for (lane,) in pump.execute(sql.bind(sql.OWN_LANES, "outbox"), (0, 64))]
         parameters = {"floor": floors.start(lanes, 0.0), "lanes": lanes, "limit": 100}
+        horizon = pump.execute(sql.SEE_HORIZON).fetchone()
+        assert horizon is not None
         rows = pump.execute(sql.bind(sql.CLAIM_FIFO, "outbox"), parameters).fetchall()
         pump.execute(sql.bind(sql.DELETE_MESSAGES, "outbox"), ([row[7] for row in rows],))
         pump.commit()
         if rows:
-            floors.settled(lanes, Seen(last=rows[-1][7], exhausted=True, xmin=rows[0][-2], xid=rows[0][-1], ticket=ticket))
+            floors.settled(lanes, Seen(last=rows[-1][7], exhausted=True, xmin=horizon[0], xid=horizon[1], ticket=ticket))
         return [row[7] for row in rows]
 
     def write(writer: psycopg.Connection) -> None:
