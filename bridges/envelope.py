@@ -79,6 +79,7 @@ def _id_of(text: str | None, origin: str) -> UUID:
 
 def _time_of(text: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return time if time.utcoffset() is not None else None  # without its zone it is no point in time

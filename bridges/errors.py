@@ -45,3 +45,17 @@ class SourceUnavailable(OutboxError):
 
 class Closed(OutboxError):
     """Used after it was closed."""
+
+
+_STORABLE = 2000
+
+
+def told(problem: BaseException) -> str:
+    """Return what went wrong in one line: the kind of error and the first line of its text."""
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
+
+
+def storable(text: str) -> str:
+    """Return foreign text as Postgres can store it: 2,000 characters at most, without NUL and lone surrogates."""
+    return text.replace("\0", "\\0")[:_STORABLE].encode(errors="replace").decode()

@@ -104,6 +104,8 @@ class Intake(Generic[T]):
         self.end(loan)
         self._waiting = [entry for entry in self._waiting if entry[1] is not loan]
         heapq.heapify(self._waiting)
+        if loan.key is not None and all(other.key != loan.key for _, other in self._waiting):
+            self._due.pop(loan.key, None)
 
     def due_in(self, now: float) -> float | None:
         """Return the seconds until something that waits for a time may be lent; None if nothing does."""

@@ -56,7 +56,7 @@ class Progress:
         self.turned_at = time.monotonic()
         """The loop came round: it claimed, failed to claim, or finished waiting."""
         self.moved_at = time.monotonic()
-        """A message was acknowledged, or nothing was due."""
+        """A message was acknowledged."""
         self.source_trouble: str | None = None
         self.sink_trouble: str | None = None
 
@@ -65,7 +65,7 @@ class Progress:
         self.turned_at = time.monotonic()
 
     def moved(self) -> None:
-        """Note that a message was acknowledged, or that nothing was due."""
+        """Note that a message was acknowledged."""
         self.moved_at = time.monotonic()
 
 
@@ -138,7 +138,7 @@ class ObservedSource:
                     self._claim_seconds.observe(time.perf_counter() - began)
                     self._size.observe(len(batch.messages))
                 else:
-                    self._moved()
+                    self._last.set_to_current_time()
                 yield _ObservedBatch(batch, self)
         except SourceUnavailable as problem:
             self._progress.source_trouble = str(problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bridges.ports import BEHIND, Published
+from bridges.ports import Published
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -38,15 +38,6 @@ def waves(messages: Sequence[Message], groups: Sequence[Hashable] | None = None)
     return split
 
 
-def blocked_keys(messages: Sequence[Message], outcomes: Sequence[Outcome]) -> set[str]:
-    """Return the keys of which a message was not published: nothing more of them may be sent in this call."""
-    return {
-        message.key
-        for message, outcome in zip(messages, outcomes, strict=True)
-        if message.key is not None and not isinstance(outcome, Published)
-    }
-
-
 class Blocked:
     """The keys of one publish call that may not go on. Feed it each message's outcome in order; ask it before sending the next."""
 
@@ -61,6 +52,3 @@ class Blocked:
         if message.key is not None and not isinstance(outcome, Published):
             self._keys.add(message.key)
         return outcome
-
-
-__all__ = ["BEHIND", "Blocked", "blocked_keys", "waves"]

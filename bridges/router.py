@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bridges.ordering import Blocked, waves
 from bridges.ports import BEHIND, Outcome, Reason, Rejected
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from bridges.message import Message
     from bridges.ports import Sink
     from bridges.topics import Pattern
+
+
+PATIENCE: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,15 @@ class Router:
 
     The key prefix holds across sinks: a message waits until the one ahead of it in its key is acknowledged, wherever that one goes.
     A message that no route matches is `Rejected`: a dead letter, to be requeued when there is a route.
+
+    Args:
+        routes: in order.
+        patience: seconds after which no further wave begins, where keys alternate between sinks; what is left waits behind its key.
     """
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[Route], *, patience: float = PATIENCE) -> None:
         self._routes = tuple(routes)
+        self._patience = patience
         # Topics are few and messages are many.
         self._route_of = lru_cache(maxsize=10_000)(self._find)
 
@@ -45,7 +53,11 @@ class Router:
             return await routes[0].sink.publish(messages)
         outcomes: list[Outcome] = [BEHIND] * len(messages)
         blocked = Blocked()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         for wave in waves(messages, routes):
+            if loop.time() > began + self._patience:
+                break
             shares: dict[Route | None, list[int]] = {}
             for index in wave:
                 if messages[index] not in blocked:

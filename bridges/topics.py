@@ -16,7 +16,7 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 class Pattern:
     """A topic pattern, checked when it is made. Raises `InvalidPattern`, naming the token and its place."""
 
-    __slots__ = ("_regex", "text", "wildcards")
+    __slots__ = ("_regex", "text")
 
     def __init__(self, text: str) -> None:
         tokens = text.split(".")
@@ -33,7 +33,6 @@ class Pattern:
                 _check_token(text, place, token)
                 parts.append(re.escape(token))
         self.text = text
-        self.wildcards = sum(token in {"*", ">"} for token in tokens)
         self._regex = re.compile(r"\.".join(parts), re.DOTALL)
 
     def matches(self, topic: str) -> bool:
@@ -103,10 +102,6 @@ class Destination:
     def of(self, topic: str) -> str:
         """Return the destination's name for the topic."""
         return topic if self.text == "{topic}" else self.text.replace("{topic}", topic)
-
-    def pattern_of(self, pattern: str) -> str:
-        """Return the destination's name for every topic of a pattern, as a pattern."""
-        return self.of(pattern)
 
     def __repr__(self) -> str:
         return f"Destination({self.text!r})"

@@ -41,14 +41,20 @@ def creating(topic: str, message_id: UUID, headers: Mapping[str, str]) -> Iterat
     if telemetry is None:
         yield headers
         return
-    with telemetry.tracer.start_as_current_span(
-        f"create {topic}",
-        kind=telemetry.trace.SpanKind.PRODUCER,
-        attributes=_attributes("create", topic, message_id),
-    ):
+    # Not the current span: of the many puts of one call, none is the parent of another.
+    span = telemetry.tracer.start_span(
+        f"create {topic}", kind=telemetry.trace.SpanKind.PRODUCER, attributes=_attributes("create", topic, message_id)
+    )
+    try:
         context: dict[str, str] = {}
-        telemetry.propagator.inject(context)
+        telemetry.propagator.inject(context, telemetry.trace.set_span_in_context(span))
         yield {**context, **headers}
+    except BaseException as problem:
+        span.record_exception(problem)
+        span.set_status(telemetry.trace.Status(telemetry.trace.StatusCode.ERROR))
+        raise
+    finally:
+        span.end()
 
 
 @contextmanager

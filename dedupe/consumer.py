@@ -9,6 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 from bridges.bridge import Bridge
 from bridges.errors import ConfigurationError
 from bridges.topics import Pattern
+from dedupe import sql
 from dedupe.handler import RETRY, Handler, HandlerSink
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Consumer:
     Args:
         name: under which ids are recorded; the same in every process that shares the work, for ever.
         dsn: the database in which the effects happen, unless `run` is given one.
-        schema: of the dedupe track.
+        schema: of the dedupe track; what `run` is given if None.
         concurrency: transactions at once; messages of one key are handled one after the other.
         batch: messages in a claim.
         retry: how long a message whose handler raised waits, and after how many attempts it is dead.
@@ -46,7 +47,7 @@ class Consumer:
         name: str,
         *,
         dsn: str | None = None,
-        schema: str = "dedupe",
+        schema: str | None = None,
         concurrency: int = 8,
         batch: int = 100,
         retry: Backoff = RETRY,
@@ -61,7 +62,7 @@ class Consumer:
             msg = f"concurrency: {concurrency} is below 1"
             raise ConfigurationError(msg)
         self.name = name
-        self.schema = schema
+        self._schema = schema
         self._dsn = dsn
         self._concurrency = concurrency
         self._batch = batch
@@ -106,6 +107,7 @@ class Consumer:
         source: Source,
         *,
         dsn: str | None = None,
+        schema: str = "dedupe",
         wrap: Callable[[Sink], Sink] | None = None,
         wrap_handler: Callable[[Handler], Handler] | None = None,
     ) -> None:
@@ -114,6 +116,7 @@ class Consumer:
         Args:
             source: where the messages come from.
             dsn: the database in which the effects happen, if the consumer was made without one.
+            schema: of the dedupe track, if the consumer was made without one.
             wrap: put around the sink, outside the consumer's own ``wrap``.
             wrap_handler: put around each call of a handler.
         """
@@ -130,14 +133,22 @@ class Consumer:
             max_size=self._concurrency,
             open=False,
             timeout=5.0,
-            kwargs={"application_name": f"outboxd consumer {self.name}"[:63], "connect_timeout": 5},
+            configure=self._configure,
+            kwargs={
+                "application_name": f"outboxd consumer {self.name}"[:63],
+                "connect_timeout": 5,
+                "keepalives_idle": 15,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": int(self._handler_timeout * 1000),
+            },
         )
         async with pool:
             handler_sink = HandlerSink(
                 pool,
                 wrap_handler(self.handle) if wrap_handler else self.handle,
                 consumer=self.name,
-                schema=self.schema,
+                schema=self._schema or schema,
                 concurrency=self._concurrency,
                 retry=self._retry,
                 handler_timeout=self._handler_timeout,
@@ -160,6 +171,12 @@ class Consumer:
                 await bridge.run()
             finally:
                 self._running = None
+
+    async def _configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        # A consumer that hangs or is cut off loses its transaction, and one that waits for it does not wait for ever.
+        patience = int(self._handler_timeout * 1000)
+        await connection.execute(sql.CONFIGURE_CONSUMER, (f"{2 * patience}ms", f"{patience}ms"))
+        await connection.commit()
 
     def stop(self) -> None:
         """Claim nothing more, and let `run` end. Any number of times, from any state."""

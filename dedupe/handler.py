@@ -13,6 +13,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from bridges.backoff import Backoff
 from bridges.deadline import happens
+from bridges.errors import storable, told
 from bridges.message import Message
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Released
 from bridges.tracing import processing
@@ -29,25 +30,27 @@ log = logging.getLogger("outboxd.consumer")
 Handler: TypeAlias = Callable[[Message, psycopg.AsyncConnection[Any]], Awaitable[None]]
 """Handles one message. What it writes through the connection commits with the message's id; it must not commit by itself."""
 
-RETRY: Final = Backoff(first=0.2, cap=5.0, max_attempts=5)
-"""The default for a handler that raises: some ten seconds in all, in place, while its key waits."""
+RETRY: Final = Backoff(first=0.5, cap=10.0, max_attempts=6)
+"""The default for a handler that raises: at most 15.5 seconds in all, in place, while its key waits."""
 
 _DUPLICATE = Published(duplicate=True)
 _STOPPING = Released(Reason.STOPPING, "the consumer stops")
-_MAX_ERROR = 2000
 
 # Deadlock, serialization failure and a lock that was not to be had: nobody's fault, and gone when it is tried again.
 _COLLISIONS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
 # Classes of SQLSTATE that say the server, not the statement: connection, resources, operator intervention, system.
 _UNAVAILABLE = ("08", "53", "57", "58")
+# Also of class 57, but about a statement: it ran into the statement_timeout.
+_CANCELLED = "57014"
 
 
 class HandlerSink:
     """Runs the handler for each message that the consumer sees for the first time; `Published` when that has committed.
 
-    Messages are spread by key over ``concurrency`` lanes, one transaction at a time in each, so the messages of a key are handled one after
-    the other, also across calls. A handler that raises rolls its lane's share back, and the share runs again one by one: those that can,
-    go on; the guilty one is tried again after a while, then stored in ``consumer_dead``, which counts as `Published`: the consumer has it.
+    Messages are spread by key over ``concurrency`` lanes, one share of a call at a time in each, so the messages of a key are handled one
+    after the other, also across calls. A handler that raises rolls its lane's share back, and the share runs again one by one: those that
+    can, go on; the guilty one is tried again after a while, then stored in ``consumer_dead``, which counts as `Published`: the consumer has
+    it.
 
     Args:
         pool: connections to the database in which the effects happen.
@@ -75,6 +78,7 @@ class HandlerSink:
         self._consumer = consumer
         self._schema = schema
         self._lanes = [asyncio.Lock() for _ in range(concurrency)]
+        self._transactions = asyncio.Semaphore(concurrency)
         self._retry = retry
         self._handler_timeout = handler_timeout
         self._stopping = asyncio.Event()
@@ -87,7 +91,7 @@ class HandlerSink:
         """Handle the messages. One outcome each, in order."""
         shares: dict[int, list[int]] = {}
         for index, message in enumerate(messages):
-            shares.setdefault(hash(message.key or message.id) % len(self._lanes), []).append(index)
+            shares.setdefault(hash(_place_of(message)) % len(self._lanes), []).append(index)
         outcomes: list[Outcome] = [_STOPPING] * len(messages)
 
         async def handle(lane: int, indexes: list[int]) -> None:
@@ -110,7 +114,7 @@ class HandlerSink:
         # Key by key, so that only the messages behind the guilty one wait.
         keys: dict[object, list[int]] = {}
         for index, message in enumerate(messages):
-            keys.setdefault(message.key or message.id, []).append(index)
+            keys.setdefault(_place_of(message), []).append(index)
         outcomes: list[Outcome] = [_STOPPING] * len(messages)
 
         async def handle(indexes: list[int]) -> None:
@@ -126,7 +130,7 @@ class HandlerSink:
 
     async def _handle_together(self, messages: Sequence[Message]) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self._transactions, self._pool.connection() as connection, connection.transaction():
             new = await first_time(connection, self._consumer, [message.id for message in messages], schema=self._schema)
             for message in messages:
                 if message.id in new:
@@ -150,10 +154,10 @@ class HandlerSink:
                 if not isinstance(problem, _COLLISIONS):
                     attempts += 1
                     log.warning(
-                        "%s: message %s (%s), attempt %d failed: %s", self._consumer, message.id, message.topic, attempts, _told(problem)
+                        "%s: message %s (%s), attempt %d failed: %s", self._consumer, message.id, message.topic, attempts, told(problem)
                     )
                     if self._retry.exhausted(attempts):
-                        return await self._bury(message, attempts, _told(problem))
+                        return await self._bury(message, attempts, told(problem))
                 await happens(self._stopping, self._retry.delay(max(attempts, 1)))
         return _STOPPING
 
@@ -163,19 +167,19 @@ class HandlerSink:
             self._consumer,
             message.created_at,
             attempts,
-            message.topic,
-            message.key,
-            message.content_type,
-            json.dumps(dict(message.headers)),
-            error.replace("\0", "\\0")[:_MAX_ERROR].encode(errors="replace").decode(),
+            storable(message.topic),
+            None if message.key is None else storable(message.key),
+            storable(message.content_type),
+            json.dumps({storable(name): storable(value) for name, value in message.headers.items()}),
+            storable(error),
             message.payload,
         )
         try:
-            async with self._pool.connection() as connection, connection.transaction():
+            async with self._transactions, self._pool.connection() as connection, connection.transaction():
                 await first_time(connection, self._consumer, [message.id], schema=self._schema)
                 await connection.execute(sql.bind(sql.RECORD_DEAD, self._schema), row)
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as problem:
-            return Released(Reason.UNAVAILABLE, _told(problem))
+            return Released(Reason.UNAVAILABLE, told(problem))
         log.error("%s: message %s (%s) is dead after %d attempts: %s", self._consumer, message.id, message.topic, attempts, error)
         return PUBLISHED
 
@@ -183,15 +187,14 @@ class HandlerSink:
 def _trouble(problem: Exception) -> Released | None:
     """Return what to answer if the database, and not the handler, is at fault."""
     if isinstance(problem, PoolTimeout | PoolClosed | TooManyRequests):
-        return Released(Reason.UNAVAILABLE, _told(problem))
+        return Released(Reason.UNAVAILABLE, told(problem))
     if isinstance(problem, psycopg.OperationalError) and not isinstance(problem, _COLLISIONS):
         state = problem.sqlstate
         # No SQLSTATE: the connection was lost, perhaps in the middle of COMMIT. If that did commit, the next delivery is a duplicate.
-        if state is None or state.startswith(_UNAVAILABLE):
-            return Released(Reason.UNAVAILABLE, _told(problem))
+        if state is None or (state.startswith(_UNAVAILABLE) and state != _CANCELLED):
+            return Released(Reason.UNAVAILABLE, told(problem))
     return None
 
 
-def _told(problem: BaseException) -> str:
-    lines = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
+def _place_of(message: Message) -> object:
+    return message.id if message.key is None else message.key

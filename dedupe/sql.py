@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Final, LiteralString
+from typing import Final
 
 from migrations.names import render
 
+bind: Final = render
+"""Put the schema's name into a statement."""
 
-@cache
-def bind(statement: LiteralString, schema: str) -> LiteralString:
-    """Return the statement for a schema. Raises `migrations.names.MigrationError` for a name that is not allowed."""
-    return render(statement, schema)
-
+# The session of a consumer's connection. An id that another transaction has recorded and not committed is waited for.
+CONFIGURE_CONSUMER: Final = """
+SELECT set_config('idle_in_transaction_session_timeout', %s, false), set_config('lock_timeout', %s, false)"""
 
 # All ids of a batch at once. In the order of the ids, since two consumers with overlapping batches wait for each other's rows, and
 # would wait in a circle if each took them in its own order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final, LiteralString
 
 _SCHEMA: Final = r"[a-z_][a-z0-9_]{0,62}"
@@ -20,6 +21,7 @@ def check_schema_name(schema: str) -> LiteralString:
     return schema
 
 
+@cache
 def render(text: str, schema: str) -> LiteralString:
     """Replace ``:"schema"`` and ``:'schema'``, psql's notation for a variable as an identifier and as a literal, by a checked name."""
     check_schema_name(schema)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from bridges.errors import storable
 from bridges.ports import Outcome, Published, Reason, Rejected, Released, Retry
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 Table = Literal["messages", "deferred", "held"]
 Aside = Literal["early", "expired", "joins"]
-
-_MAX_ERROR = 2000  # characters of an error that are kept with the row
 
 
 class Row(NamedTuple):
@@ -61,9 +60,10 @@ class Deferred(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A hold whose head has failed: due again in ``seconds``."""
+    """A hold whose head, by its position, has failed: due again in ``seconds``."""
 
     hold: str
+    head: int
     lane: int
     seconds: float
     attempts: int
@@ -120,7 +120,7 @@ class Settlement:
 
     def _try_again(self, row: Row, outcome: Retry, retry: Backoff) -> None:
         attempts = row.attempts + 1
-        error = _kept(f"{outcome.reason}: {outcome.detail}")
+        error = storable(f"{outcome.reason}: {outcome.detail}")
         if retry.exhausted(attempts):
             self._give_up(row, Reason.ATTEMPTS, attempts, error)
             return
@@ -129,7 +129,7 @@ class Settlement:
             self.deferred.append(Deferred(row.position, seconds, attempts, error))
             return
         hold = row.hold or f"key:{row.message.key}"
-        self.holds[hold] = Held(hold, row.lane, seconds, attempts, error)
+        self.holds[hold] = Held(hold, row.position, row.lane, seconds, attempts, error)
         self.advanced.discard(hold)
         if row.hold is None:
             self.held.append(row.position)
@@ -143,14 +143,9 @@ class Settlement:
             self.stay.add(row.position)
 
     def _give_up(self, row: Row, reason: Reason, attempts: int, error: str) -> None:
-        self.dead.append(Dead(row.position, reason, attempts, _kept(error)))
+        self.dead.append(Dead(row.position, reason, attempts, storable(error)))
         self._advance(row)
 
     def _advance(self, row: Row) -> None:
         if row.hold is not None:
             self.advanced.add(row.hold)
-
-
-def _kept(error: str) -> str:
-    # An error text of a broker may hold anything; a NUL in it would abort the settlement.
-    return error.replace("\0", "\\0")[:_MAX_ERROR].encode(errors="replace").decode()

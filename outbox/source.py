@@ -14,7 +14,7 @@ from psycopg.pq import Format
 
 from bridges.backoff import Backoff
 from bridges.deadline import happens
-from bridges.errors import SourceUnavailable
+from bridges.errors import SourceUnavailable, told
 from bridges.message import NO_HEADERS, Message
 from outbox import sql
 from outbox.doorbell import Doorbell
@@ -33,8 +33,8 @@ log = logging.getLogger("outboxd.source")
 
 LANES: Final = 64
 
-RETRY: Final = Backoff(first=1.0, cap=300.0, max_attempts=10)
-"""The default for a `Retry`: some forty minutes in all, since nobody knows whose fault it is."""
+RETRY: Final = Backoff(first=1.0, cap=300.0, max_attempts=20)
+"""The default for a `Retry`: at most an hour in all, since nobody knows whose fault it is."""
 
 
 class OutboxSource:
@@ -70,6 +70,7 @@ class OutboxSource:
         self._schema = schema
         self._share = -(-LANES // claims)
         self._poll_interval = poll_interval
+        self._listen = doorbell
         self._retry = retry
         self._claim_timeout = claim_timeout
         self._floors = Floors(sweep_every=sweep_every)
@@ -109,7 +110,7 @@ class OutboxSource:
             self._idle.append(connection)
             connection = None
         except psycopg.Error as problem:
-            raise SourceUnavailable(_told(problem)) from problem
+            raise SourceUnavailable(told(problem)) from problem
         finally:
             self._in_flight -= 1
             self._claim_ended.set()
@@ -156,9 +157,11 @@ class OutboxSource:
                 keepalives_interval=5,
                 keepalives_count=3,
                 tcp_user_timeout=int(self._claim_timeout * 1000),
+                # Behind a transaction pooler a prepared statement may be on another server session.
+                prepare_threshold=5 if self._listen else None,
             )
         except psycopg.OperationalError as problem:
-            raise SourceUnavailable(_told(problem)) from problem
+            raise SourceUnavailable(told(problem)) from problem
         connection.adapters.register_loader("jsonb", _HeadersLoader)
         return connection
 
@@ -200,10 +203,7 @@ class OutboxSource:
         statements = (sql.CLAIM_HELD, sql.CLAIM_DEFERRED, sql.CLAIM_PRIORITY, sql.SEE_HORIZON, sql.CLAIM_FIFO)
         async with connection.pipeline():
             held, deferred, first, horizon, due = [
-                await connection.cursor(binary=True).execute(
-                    sql.bind(statement, self._schema), None if statement is sql.SEE_HORIZON else parameters
-                )
-                for statement in statements
+                await connection.cursor(binary=True).execute(sql.bind(statement, self._schema), parameters) for statement in statements
             ]
             rows = _rows("held", await held.fetchall())
             rows += _rows("deferred", await deferred.fetchall())
@@ -295,8 +295,8 @@ class OutboxBatch:
             if settlement.held:
                 await connection.execute(sql.bind(sql.MOVE_TO_HELD, schema), {"positions": settlement.held})
             if held := settlement.holds.values():
-                holds, lanes, seconds, attempts, errors = map(list, zip(*held, strict=True))
-                parameters = {"holds": holds, "lanes": lanes, "seconds": seconds, "attempts": attempts, "errors": errors}
+                holds, heads, lanes, seconds, attempts, errors = map(list, zip(*held, strict=True))
+                parameters = {"holds": holds, "heads": heads, "lanes": lanes, "seconds": seconds, "attempts": attempts, "errors": errors}
                 await connection.execute(sql.bind(sql.HOLD_KEYS, schema), parameters)
             if advanced := list(settlement.advanced):
                 await connection.execute(sql.bind(sql.ADVANCE_HOLDS, schema), (advanced,))
@@ -335,9 +335,3 @@ class _HeadersLoader(Loader):
 def _array(positions: Sequence[int]) -> str:
     """Return the positions as Postgres writes an array: ten times faster than to adapt them one by one."""
     return "{" + ",".join(map(str, positions)) + "}"
-
-
-def _told(problem: psycopg.Error) -> str:
-    """Say what went wrong in one line, without anything of a connection string."""
-    state = f" ({problem.sqlstate})" if problem.sqlstate else ""
-    return f"{type(problem).__name__}{state}: {str(problem).strip().splitlines()[0] if str(problem).strip() else 'no answer'}"

@@ -1,21 +1,16 @@
-"""Every statement on the outbox's tables, each headed by why it has its shape. `bind` puts the schema's name in.
+"""Every statement on the outbox's tables, each headed by why it has its shape. `bind` puts the name of the schema in.
 
 This module is light to import: the statements are text, and psycopg comes with the connection they run on.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Final, LiteralString
 
 from migrations.names import check_schema_name, render
 
-
-@cache
-def bind(statement: LiteralString, schema: str) -> LiteralString:
-    """Return the statement for a schema. Raises `migrations.names.MigrationError` for a name that is not allowed."""
-    return render(statement, schema)
-
+bind: Final = render
+"""Put the schema's name into a statement."""
 
 # --- writing --------------------------------------------------------------------------------------------------------------
 
@@ -67,8 +62,9 @@ _ASIDE: Final = """
 # the head has left. Lanes keep others away, so nothing here needs a lock of its own. BETWEEN, and the order by both columns, since an
 # equality would let the planner walk the whole table by position and pick out the hold's rows.
 CLAIM_HELD: Final = f"""
-SELECT {_COLUMNS}, CASE WHEN expires_at <= statement_timestamp() THEN 'expired' END, hold, attempts
-FROM (SELECT hold AS due, attempts FROM :"schema".holds
+SELECT {_COLUMNS}, CASE WHEN expires_at <= statement_timestamp() THEN 'expired' END,
+       hold, CASE WHEN position = head THEN attempts ELSE 0 END
+FROM (SELECT hold AS due, head, attempts FROM :"schema".holds
       WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[]) ORDER BY due_at LIMIT %(limit)s) AS holds
 CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE hold BETWEEN due AND due ORDER BY hold, position
                     LIMIT CASE WHEN attempts = 0 THEN %(limit)s ELSE 1 END) AS held
@@ -142,11 +138,12 @@ FROM moved JOIN unnest(%(positions)s::bigint[], %(seconds)s::double precision[],
 
 # A head failed: make its hold, or count one more failure of it.
 HOLD_KEYS: Final = """
-INSERT INTO :"schema".holds (hold, lane, due_at, attempts, error)
-SELECT hold, lane, clock_timestamp() + seconds * interval '1 second', attempts, error
-FROM unnest(%(holds)s::text[], %(lanes)s::smallint[], %(seconds)s::double precision[], %(attempts)s::integer[], %(errors)s::text[])
-     AS failed (hold, lane, seconds, attempts, error)
-ON CONFLICT (hold) DO UPDATE SET due_at = excluded.due_at, attempts = excluded.attempts, error = excluded.error"""
+INSERT INTO :"schema".holds (hold, head, lane, due_at, attempts, error)
+SELECT hold, head, lane, clock_timestamp() + seconds * interval '1 second', attempts, error
+FROM unnest(%(holds)s::text[], %(heads)s::bigint[], %(lanes)s::smallint[], %(seconds)s::double precision[],
+            %(attempts)s::integer[], %(errors)s::text[])
+     AS failed (hold, head, lane, seconds, attempts, error)
+ON CONFLICT (hold) DO UPDATE SET head = excluded.head, due_at = excluded.due_at, attempts = excluded.attempts, error = excluded.error"""
 
 # The head of a hold has left: those behind it are due at once. A hold with nobody left in it is over. Two statements: the second
 # must see the rows that the settlement has deleted and moved.

@@ -93,6 +93,7 @@ class Subscription:
         self._group = group
         self._size = size
         self._mailbox: Mailbox | None = None
+        self._task: asyncio.Task[object] | None = None
         self._ended = False
 
     @property
@@ -133,11 +134,17 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         self.begin()
-        if task := asyncio.current_task():
-            task.add_done_callback(lambda _: self.unsubscribe())
+        self._task = asyncio.current_task()
+        if self._task is not None:
+            self._task.add_done_callback(self._end_with_task)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.remove_done_callback(self._end_with_task)
+        self.unsubscribe()
+
+    def _end_with_task(self, _: asyncio.Task[object]) -> None:
         self.unsubscribe()
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:

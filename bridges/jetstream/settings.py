@@ -1,11 +1,11 @@
-"""What is wrong with a stream's settings, in plain words."""
+"""A stream's settings: as they should be, and what is wrong with them, in plain words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import nats.errors
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
 from bridges.topics import covers
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bridges.jetstream.connection import JetStream
+
+
+async def make_stream(connection: JetStream, stream: str, subjects: Sequence[str]) -> None:
+    """Make a stream with the settings that the promises assume: stored in files, and refusing rather than discarding at a limit."""
+    config = StreamConfig(name=stream, subjects=list(subjects), storage=StorageType.FILE, discard=DiscardPolicy.NEW)
+    await (await connection.client()).jsm().add_stream(config)
+
+
+async def delete_stream(connection: JetStream, stream: str) -> None:
+    """Delete a stream and all that is in it."""
+    await (await connection.client()).jsm().delete_stream(stream)
 
 
 async def problems(connection: JetStream, stream: str, subjects: Sequence[str]) -> list[str]:

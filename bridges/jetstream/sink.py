@@ -45,7 +45,7 @@ class JetStreamSink:
         connection: where; shared.
         stream: the stream that must acknowledge (``Nats-Expected-Stream``).
         subject: what a topic is called there, such as ``shop.{topic}``.
-        timeout: seconds for the acknowledgements of one wave.
+        timeout: seconds for a call. No wave begins in their second half: what is left then waits behind its key, and is no outage.
     """
 
     def __init__(self, connection: JetStream, *, stream: str, subject: str = "{topic}", timeout: float = 10.0) -> None:
@@ -60,11 +60,15 @@ class JetStreamSink:
         """Publish in waves, so that no two messages of a key are in flight together. One outcome each, in order."""
         outcomes: list[Outcome] = [BEHIND] * len(messages)
         blocked = Blocked()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         client = None
         try:
             client = await self._connection.client()
-            for wave in waves(messages):
-                await self._publish_wave(client, messages, wave, outcomes, blocked)
+            for number, wave in enumerate(waves(messages)):
+                if number and loop.time() > began + self._timeout / 2:
+                    break
+                await self._publish_wave(client, messages, wave, outcomes, blocked, began + self._timeout)
         except (nats.errors.Error, OSError, TimeoutError) as problem:
             await self._connection.discard(client)
             trouble = _released(problem)
@@ -75,9 +79,14 @@ class JetStreamSink:
         return outcomes
 
     async def _publish_wave(
-        self, client: AckingClient, messages: Sequence[Message], wave: Sequence[int], outcomes: list[Outcome], blocked: Blocked
+        self,
+        client: AckingClient,
+        messages: Sequence[Message],
+        wave: Sequence[int],
+        outcomes: list[Outcome],
+        blocked: Blocked,
+        deadline: float,
     ) -> None:
-        deadline = asyncio.get_running_loop().time() + self._timeout
         window = client.window(len(wave))
         sent: list[int] = []
         try:

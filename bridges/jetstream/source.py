@@ -45,7 +45,8 @@ class JetStreamSource:
     Args:
         connection: where; shared.
         stream: the stream's name.
-        durable: the consumer's name; it is made if it is not there, and its settings are left alone if it is.
+        durable: the consumer's name; it is made if it is not there; if it is, its subjects are brought up to date and
+            its other settings left alone.
         subjects: what to take, as NATS patterns; everything by default.
         ack_wait: seconds after which the server delivers again what was neither acknowledged nor said to be in progress.
         max_ack_pending: messages that may be out at once, over all the processes that share the durable.
@@ -79,6 +80,7 @@ class JetStreamSource:
         self._pull: _Pull | None = None
         # Kept over a loss of the connection: what is in hand is not delivered again at once, and newer messages must not overtake it.
         self._intake: Intake[Msg] = Intake()
+        self._in_hand: dict[int, Loan[Msg]] = {}
         self._claiming = asyncio.Lock()
         self._trouble = False
 
@@ -112,6 +114,7 @@ class JetStreamSource:
         """Tell the server that what was not settled may go to others, and forget it. The connection is its owner's to close."""
         pull, self._pull = self._pull, None
         loans, self._intake = list(self._intake), Intake()
+        self._in_hand.clear()
         if pull is not None:
             pull.keeping.cancel()
             with suppress(nats.errors.Error, OSError, TimeoutError):
@@ -146,6 +149,7 @@ class JetStreamSource:
         # By the reply subject, and not with the client that it came from: that connection may be gone, and the message still in hand.
         await client.publish(loan.item.reply, what)
         self._intake.end(loan)
+        self._in_hand.pop(loan.item.metadata.sequence.stream, None)
 
     async def _take(self, reader: object, limit: int) -> list[Loan[Msg]]:
         pull = await self._bound()
@@ -177,12 +181,11 @@ class JetStreamSource:
     def _arrived(self, msg: Msg) -> None:
         """Take in a message, unless we have it already: the server delivers again what we were too slow to say we still have."""
         sequence = msg.metadata.sequence.stream
-        for loan in self._intake:
-            if loan.item.metadata.sequence.stream == sequence:
-                loan.item.reply = msg.reply
-                return
+        if known := self._in_hand.get(sequence):
+            known.item.reply = msg.reply
+            return
         key = (msg.headers or {}).get(envelope.KEY)
-        self._intake.add(msg, None if key is None else unquoted(str(key)))
+        self._in_hand[sequence] = self._intake.add(msg, None if key is None else unquoted(str(key)))
 
     async def _keep_in_progress(self, client: AckingClient) -> None:
         """Tell the server at intervals that we still have what we have, in a batch or waiting for its turn."""
@@ -217,7 +220,14 @@ class JetStreamSource:
         if info.config.ack_policy != AckPolicy.EXPLICIT:
             msg = f"consumer {self._durable!r} of stream {self._stream!r} has ack_policy {info.config.ack_policy}; explicit is needed"
             raise ConfigurationError(msg)
-        # An existing consumer keeps its settings, and they are what counts.
+        filters = set(info.config.filter_subjects or ([info.config.filter_subject] if info.config.filter_subject else []))
+        if filters != set(self._subjects):
+            # From now on: the server does not go back for what it has passed over.
+            log.warning("consumer %r of stream %r: its subjects change from %s to %s", self._durable, self._stream, filters, self._subjects)
+            config = info.config
+            config.filter_subject, config.filter_subjects = None, self._subjects or None
+            info = await manager.add_consumer(self._stream, config)
+        # An existing consumer keeps its other settings, and they are what counts.
         self._ack_wait = info.config.ack_wait or self._ack_wait
         self._max_ack_pending = min(self._max_ack_pending, info.config.max_ack_pending or self._max_ack_pending)
 

@@ -144,12 +144,13 @@ class KafkaBatch:
             if reached > records[0].offset:
                 commit[place] = reached
         if self._generation == self._ledger.generation:
+            # First, and without waiting: cancelled in the commit, what has to come again would be passed over.
+            self._seek(again)
             try:
                 await self._commit(commit)
             except (KafkaError, OSError) as problem:
                 self.trouble = problem
                 raise SourceUnavailable(str(problem) or "no answer to a commit") from problem
-            self._seek(again)
 
     def give_back(self) -> None:
         """Close the batch: what was not settled is delivered again."""

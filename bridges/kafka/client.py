@@ -21,8 +21,12 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
+from bridges.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine
+
+    from bridges.security import Security
 
 log = logging.getLogger("aiokafka")
 
@@ -41,9 +45,10 @@ class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]  # aiokafka
 kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
 
 
-def prepare(client: Any) -> None:
-    """Have the client ask for topics without making them, and keep what it sends out of the log."""
+def prepare(client: Any, security: Security) -> None:
+    """Have the client ask for topics without making them, say who it is to nobody in clear, and keep what it sends out of the log."""
     client._metadata_update = partial(_update_metadata, client)
+    client._get_conn = partial(_connect_guarded, client, client._get_conn, security)
     # Its debug log prints requests: passwords, payloads. An application that turns the root logger to debug does not mean that.
     log.setLevel(max(logging.INFO, log.getEffectiveLevel()))
 
@@ -82,6 +87,18 @@ async def _update_metadata(client: Any, cluster: Any, topics: Collection[str]) -
                 return True
     cluster.failed_update(None)
     return False
+
+
+async def _connect_guarded(client: Any, connect: Any, security: Security, node: Any, **options: Any) -> Any:
+    # The servers that were configured were checked; the brokers that these tell of may be anywhere.
+    broker = client.cluster.broker_metadata(node)
+    if broker is not None:
+        try:
+            security.check_servers([f"{broker.host}:{broker.port}"])
+        except ConfigurationError as problem:
+            log.error("broker %s is not connected to: %s", node, problem)  # noqa: TRY400 - the text says it all
+            return None
+    return await connect(node, **options)
 
 
 def cut(client: Any) -> None:

@@ -100,14 +100,14 @@ class Kafka:
     def consumer(self, group: str) -> AIOKafkaConsumer:
         """Return a consumer, not started, that belongs to the caller."""
         consumer = AIOKafkaConsumer(
-            **self._settings(),
+            **self.client_settings(),
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             # New topics of a pattern and new partitions are noticed after this.
             metadata_max_age_ms=60_000,
         )
-        prepare(consumer._client)
+        prepare(consumer._client, self._security)
         return consumer
 
     async def explain(self, problem: BaseException) -> None:
@@ -117,7 +117,7 @@ class Kafka:
         """
         if self._security.user is None or not isinstance(problem, KafkaConnectionError):
             return
-        settings = self._settings()
+        settings = self.client_settings()
         for host, port, _ in collect_hosts(settings.pop("bootstrap_servers")):
             try:
                 connection = await create_conn(host, port, **settings)
@@ -129,14 +129,14 @@ class Kafka:
 
     async def _build(self) -> Producer:
         kafka = AIOKafkaProducer(
-            **self._settings(),
+            **self.client_settings(),
             acks="all",
             enable_idempotence=self._idempotence,
             compression_type=self._compression,
             max_batch_size=_BATCH_BYTES,
             max_request_size=_BATCH_BYTES,
         )
-        prepare(kafka.client)
+        prepare(kafka.client, self._security)
         producer = Producer(kafka)
         try:
             async with asyncio.timeout(self._connect_timeout):
@@ -150,7 +150,8 @@ class Kafka:
             raise
         return producer
 
-    def _settings(self) -> dict[str, Any]:
+    def client_settings(self) -> dict[str, Any]:
+        """Return what every client of aiokafka is made with."""
         security = self._security
         return {
             "bootstrap_servers": self._servers,

@@ -1,15 +1,26 @@
-"""What is wrong with a cluster's topics, in plain words."""
+"""A cluster's topics: making one, and what is wrong with them, in plain words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bridges.kafka.connection import Kafka
+
+
+async def make_topic(connection: Kafka, topic: str, *, partitions: int) -> None:
+    """Make a topic without replicas. For demonstrations; in production its settings are decided elsewhere."""
+    admin = AIOKafkaAdminClient(**connection.client_settings())
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])
+    finally:
+        await admin.close()
 
 
 async def problems(connection: Kafka, topics: Sequence[str]) -> list[str]:

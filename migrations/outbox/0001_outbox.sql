@@ -54,7 +54,11 @@ CREATE TABLE :"schema".messages (
             || @.value like_regex "[\r\n]")'))),
     CONSTRAINT payload_within_max_payload CHECK (octet_length(payload) <= :"schema".max_payload()),
     CONSTRAINT priority_not_negative CHECK (priority >= 0),
-    CONSTRAINT expires_after_delivery CHECK (expires_at >= deliver_at)
+    CONSTRAINT expires_after_delivery CHECK (expires_at >= deliver_at),
+    -- No infinity, and no year that a client cannot hold: one such row would fail every claim that meets it.
+    CONSTRAINT times_are_of_this_era CHECK (
+        created_at BETWEEN '0002-01-01Z' AND '9998-12-31Z' AND deliver_at BETWEEN '0002-01-01Z' AND '9998-12-31Z'
+        AND expires_at BETWEEN '0002-01-01Z' AND '9998-12-31Z')
 )
 -- Rows live for milliseconds: vacuum by count and not by share, and never stop the writers to give pages back.
 WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, vacuum_truncate = off);
@@ -104,6 +108,7 @@ CREATE INDEX held_by_hold ON :"schema".held (hold, position);
 -- One row for each such queue, so that a claim looks at one row a held key and not at the rows behind it.
 CREATE TABLE :"schema".holds (
     hold     text PRIMARY KEY,
+    head     bigint NOT NULL, -- the position of the message that has failed: the attempts are its own
     due_at   timestamptz NOT NULL,
     attempts integer NOT NULL,
     lane     smallint NOT NULL,

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -19,9 +19,9 @@ from prometheus_client import Counter, Histogram
 from bridges.backoff import Backoff
 from bridges.bridge import Bridge
 from bridges.deadline import happens
-from bridges.errors import ConfigurationError
+from bridges.errors import ConfigurationError, told
 from bridges.observed import Metrics, ObservedSink, ObservedSource, Progress
-from bridges.ports import Published
+from bridges.ports import Published, Released
 from bridges.router import Route, Router
 from bridges.topics import Pattern
 from dedupe.consumer import Consumer
@@ -65,10 +65,12 @@ def run(settings: Settings) -> int:
 
 def check_schemas(settings: Settings) -> None:
     """Raise `MigrationError` unless the schemas fit this version, and `psycopg.Error` if that cannot be asked."""
-    tracks = [("outbox", settings.postgres.schema_)] if settings.routes else []
-    tracks += [("dedupe", settings.postgres.dedupe_schema)] if settings.consumers else []
-    with psycopg.connect(settings.postgres.dsn.get_secret_value(), connect_timeout=5) as connection:
-        for track, schema in tracks:
+    postgres = settings.postgres
+    wanted = {(postgres.dsn.get_secret_value(), "outbox", postgres.schema_): None} if settings.routes else {}
+    for consumer in settings.consumers:
+        wanted[(consumer.dsn or postgres.dsn).get_secret_value(), "dedupe", postgres.dedupe_schema] = None
+    for dsn, track, schema in wanted:
+        with psycopg.connect(dsn, connect_timeout=5) as connection:
             check_up_to_date(connection, track, schema=schema)
 
 
@@ -213,7 +215,7 @@ class _Daemon:
         metrics = self._consumer_metrics
 
         def wrap(sink: Sink) -> Sink:
-            return _CountedConsumer(sink, consumer.name, metrics)
+            return _CountedConsumer(sink, consumer.name, metrics, progress)
 
         def time_handler(handler: Handler) -> Handler:
             seconds = metrics.seconds.labels(consumer.name)
@@ -225,16 +227,17 @@ class _Daemon:
             return timed
 
         dsn = (section.dsn or settings.postgres.dsn).get_secret_value()
-        running = consumer.run(source, dsn=dsn, wrap=wrap, wrap_handler=time_handler)
+        running = consumer.run(source, dsn=dsn, schema=settings.postgres.dedupe_schema, wrap=wrap, wrap_handler=time_handler)
         return consumer, running
 
     async def _measure(self) -> None:
         """Measure the backlog at intervals, on a connection of its own."""
         if not self._settings.routes:
             return
+        failing = False
         while True:
             began = time.monotonic()
-            with suppress(psycopg.Error):
+            try:
                 async with await psycopg.AsyncConnection.connect(
                     self._settings.postgres.dsn.get_secret_value(),
                     autocommit=True,
@@ -243,6 +246,11 @@ class _Daemon:
                     options="-c statement_timeout=10000",
                 ) as connection:
                     self._health.note_backlog(await measure_backlog(connection, schema=self._settings.postgres.schema_))
+                failing = False
+            except psycopg.Error as problem:
+                if not failing:
+                    log.warning("the backlog cannot be measured: %s", told(problem))
+                failing = True
             await asyncio.sleep(max(0.0, self._settings.http.measure_every - (time.monotonic() - began)))
 
 
@@ -256,8 +264,9 @@ class _ConsumerMetrics:
 class _CountedConsumer:
     """A Sink that counts a consumer's effects and duplicates."""
 
-    def __init__(self, sink: Sink, name: str, metrics: _ConsumerMetrics) -> None:
+    def __init__(self, sink: Sink, name: str, metrics: _ConsumerMetrics, progress: Progress) -> None:
         self._sink = sink
+        self._progress = progress
         self._processed = metrics.processed.labels(name)
         self._duplicates = metrics.duplicates.labels(name)
 
@@ -266,6 +275,8 @@ class _CountedConsumer:
         duplicates = sum(isinstance(outcome, Published) and outcome.duplicate for outcome in outcomes)
         self._duplicates.inc(duplicates)
         self._processed.inc(sum(isinstance(outcome, Published) for outcome in outcomes) - duplicates)
+        released = next((outcome for outcome in outcomes if isinstance(outcome, Released)), None)
+        self._progress.sink_trouble = f"{released.reason}: {released.detail}" if released else None
         return outcomes
 
 

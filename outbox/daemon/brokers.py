@@ -72,8 +72,7 @@ class _JetStreamBroker:
         subjects = list(topics or _destinations(patterns, routes))
         if any(overlap(one, other) for place, one in enumerate(subjects) for other in subjects[:place]):
             subjects = []  # JetStream refuses filters that overlap; the whole stream, then, and the consumer skips what is not its own
-        durable = re.sub(r"[^A-Za-z0-9_-]", "-", consumer)
-        source = JetStreamSource(connection, stream=self._section.stream, durable=durable, subjects=subjects)
+        source = JetStreamSource(connection, stream=self._section.stream, durable=consumer, subjects=subjects)
         self._stack.push_async_callback(source.close)
         return source
 

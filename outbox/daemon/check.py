@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import psycopg
 
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from outbox.daemon.config import Settings
+
+
+# FOR UPDATE needs UPDATE, and ON CONFLICT needs SELECT.
+_PUMP_RIGHTS: Final = {
+    "lanes": "SELECT UPDATE",
+    "messages": "SELECT UPDATE DELETE",
+    "deferred": "SELECT INSERT DELETE",
+    "held": "SELECT INSERT DELETE",
+    "holds": "SELECT INSERT UPDATE DELETE",
+    "dead": "SELECT INSERT",
+}
+_CONSUMER_RIGHTS: Final = {"processed": "SELECT INSERT", "consumer_dead": "SELECT INSERT UPDATE"}
 
 
 class Finding(NamedTuple):
@@ -66,15 +78,21 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
             check_schemas(settings)
             yield Finding("schemas are up to date", None)
             if settings.routes:
-                missing = [
-                    f"{right} on {table}"
-                    for table in ("messages", "deferred", "held", "holds", "dead")
-                    for right in ("SELECT", "INSERT", "DELETE")
-                    if connection.execute("SELECT has_table_privilege(%s, %s)", (f'"{schema}".{table}', right)).fetchone() != (True,)
-                ]
-                problem = f"the role {info.user} lacks {', '.join(missing)}" if missing else None
-                yield Finding(f"rights of the pump in schema {schema}", problem)
+                yield _check_rights(connection, "the pump", schema, _PUMP_RIGHTS)
+            if any(consumer.dsn is None for consumer in settings.consumers):
+                yield _check_rights(connection, "the consumers", settings.postgres.dedupe_schema, _CONSUMER_RIGHTS)
     except psycopg.Error as problem:
         yield Finding("Postgres", str(problem).strip().splitlines()[-1])
     except MigrationError as problem:
         yield Finding("schemas", str(problem))
+
+
+def _check_rights(connection: psycopg.Connection, who: str, schema: str, rights: dict[str, str]) -> Finding:
+    missing = [
+        f"{right} on {table}"
+        for table, wanted in rights.items()
+        for right in wanted.split()
+        if connection.execute("SELECT has_table_privilege(%s, %s)", (f'"{schema}".{table}', right)).fetchone() != (True,)
+    ]
+    role = connection.info.user
+    return Finding(f"rights of {who} in schema {schema}", f"the role {role} lacks {', '.join(missing)}" if missing else None)

@@ -15,7 +15,7 @@ import typer
 from bridges.errors import ConfigurationError, OutboxError
 from migrations import runner
 from migrations.names import MigrationError
-from outbox.daemon.config import load
+from outbox.daemon.config import checked_dsn, load, schemas_in_environment
 
 app = typer.Typer(
     help="A transactional outbox and bridge daemon for Postgres.",
@@ -46,7 +46,7 @@ def migrate(
     max_payload: Annotated[int | None, typer.Option(help="Bytes above which the outbox table refuses a payload.")] = None,
 ) -> None:
     """Bring the schemas up to date."""
-    schemas = {name: name for name in runner.TRACKS}
+    schemas = schemas_in_environment()
     if config is not None:
         postgres = load(config).postgres
         dsn = dsn or postgres.dsn.get_secret_value()
@@ -55,6 +55,11 @@ def migrate(
     for name in tracks:
         runner.migrations_of(name)  # an unknown track is refused before anything is run
     where = {name: schema or schemas[name] for name in tracks}
+    if dsn is not None:
+        try:
+            checked_dsn(dsn)
+        except ConfigurationError as problem:
+            raise ConfigurationError(f"dsn: {problem}") from None
     limit = None
     if max_payload is not None:
         if "outbox" not in where:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from bridges.backoff import Backoff
 from bridges.errors import ConfigurationError
+from bridges.router import PATIENCE
 from bridges.security import Mechanism, Security
 from bridges.topics import Destination, Pattern
 from migrations.names import MigrationError, check_schema_name
@@ -25,10 +30,28 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def checked_dsn(dsn: str) -> str:
+    """Return the connection string. Raises `ConfigurationError`, without repeating what may hold a password, if libpq cannot read it."""
+    try:
+        conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise ConfigurationError("is not a libpq connection string or URI, such as postgresql://user@host/database") from None
+    return dsn
+
+
+def _check_dsn(dsn: SecretStr | None) -> SecretStr | None:
+    if dsn is not None:
+        checked_dsn(dsn.get_secret_value())
+    return dsn
+
+
+Dsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
+
+
 class PostgresSection(_Section):
     """``[postgres]``: where the outbox is."""
 
-    dsn: SecretStr
+    dsn: Dsn
     """A libpq connection string or URI of the primary."""
     schema_: str = Field(default="outbox", alias="schema")
     """The schema of the outbox's tables."""
@@ -53,7 +76,7 @@ class RetrySection(_Section):
     """Seconds; the ceiling of the first wait, doubled each time."""
     cap: Positive = 300.0
     """Seconds; the ceiling of every wait."""
-    max_attempts: AtLeastOne = 10
+    max_attempts: AtLeastOne = 20
     """The attempt after which it is a dead letter. An outage is no attempt."""
 
     @model_validator(mode="after")
@@ -88,11 +111,17 @@ class _SecureSection(_Section):
     timeout: Positive = 10.0
     """Seconds for the acknowledgement of one publish."""
     user: str | None = None
+    """With ``password``; for Kafka, SASL."""
     password: SecretStr | None = None
+    """With ``user``; better given as OUTBOXD_SINKS__NAME__PASSWORD."""
     tls: bool = False
+    """Encrypt, and check the server's certificate and name. Without it, credentials are refused beyond loopback."""
     ca_file: str | None = None
+    """Certificate authorities in PEM, instead of the system's."""
     cert_file: str | None = None
+    """Our own certificate in PEM, for mutual TLS, with ``key_file``."""
     key_file: str | None = None
+    """The key of ``cert_file``."""
 
     def _secrets(self) -> dict[str, Any]:
         return {}
@@ -122,9 +151,13 @@ class JetStreamSection(_SecureSection):
     stream: str = Field(pattern=r"^[^\s.*>/\\]+$")
     """The stream that must acknowledge; made by you, with the retention you want."""
     token: SecretStr | None = None
+    """A token, instead of ``user`` and ``password``."""
     credentials_file: str | None = None
+    """A ``.creds`` file."""
     nkey_seed_file: str | None = None
+    """A file with an nkey's seed."""
     tls_handshake_first: bool = False
+    """The server wants TLS before its greeting (its ``handshake_first``)."""
 
     def _secrets(self) -> dict[str, Any]:
         return {
@@ -140,6 +173,7 @@ class KafkaSection(_SecureSection):
 
     kind: Literal["kafka"]
     mechanism: Mechanism = "PLAIN"
+    """How SASL proves the password: ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``."""
     idempotence: bool = True
     """Have the broker recognise what is sent again after a lost acknowledgement."""
     compression: Literal["gzip", "snappy", "lz4", "zstd"] | None = None
@@ -201,7 +235,7 @@ class ConsumerSection(_Section):
     """``module:name`` of a `dedupe.Consumer`."""
     source: str | None = None
     """The sink whose broker it consumes from; may be left out if there is one sink only."""
-    dsn: SecretStr | None = None
+    dsn: Dsn | None = None
     """The database of its effects; ``[postgres]`` if left out."""
     topics: list[str] | None = None
     """What to take from the broker, in the broker's own names: NATS subjects, Kafka topics.
@@ -286,6 +320,15 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _check_timeouts(self) -> Settings:
+        for name, section in self.sinks.items():
+            if section.timeout + PATIENCE > self.pump.publish_timeout:
+                most = self.pump.publish_timeout - PATIENCE
+                msg = f"sinks.{name}.timeout: {section.timeout:g} must be at most {most:g}, pump.publish_timeout less {PATIENCE:g}"
+                raise ValueError(msg)
+        return self
+
     def source_of(self, consumer: ConsumerSection) -> str:
         """Return the name of the sink whose broker the consumer consumes from."""
         return consumer.source or next(iter(self.sinks))
@@ -303,6 +346,7 @@ def load(path: Path | None) -> Settings:
         except ValueError as problem:  # tomllib.TOMLDecodeError is one
             msg = f"{path}: {problem}"
             raise ConfigurationError(msg) from problem
+    _check_environment()
     try:
         return Settings(**values)
     except SettingsError as problem:
@@ -312,6 +356,24 @@ def load(path: Path | None) -> Settings:
         ) from None
     except ValidationError as problem:
         raise ConfigurationError("\n".join(_lines(problem))) from None
+
+
+def schemas_in_environment() -> dict[str, str]:
+    """Return each track's schema as ``OUTBOXD_POSTGRES__SCHEMA`` and ``OUTBOXD_POSTGRES__DEDUPE_SCHEMA`` say, or its own name."""
+    return {
+        "outbox": os.environ.get("OUTBOXD_POSTGRES__SCHEMA", "outbox"),
+        "dedupe": os.environ.get("OUTBOXD_POSTGRES__DEDUPE_SCHEMA", "dedupe"),
+    }
+
+
+def _check_environment() -> None:
+    """Refuse a variable of ours that no section stands for: pydantic looks only for those it knows."""
+    known = [*Settings.model_fields, "test"]  # OUTBOXD_TEST_* is for the tests
+    for variable in os.environ:
+        section = variable.removeprefix("OUTBOXD_").lower()
+        if variable.startswith("OUTBOXD_") and not any(re.match(rf"{name}(_|$)", section) for name in known):
+            msg = f"{variable}: is not a known variable; known are OUTBOXD_{{{','.join(Settings.model_fields).upper()}}}__*"
+            raise ConfigurationError(msg)
 
 
 def _lines(problem: ValidationError) -> list[str]:

@@ -28,7 +28,7 @@ class Health:
         self._watched: dict[str, Progress] = {}
         self._live: set[str] = set()
         self._oldest: float = 0.0
-        self._measured_at: float | None = None
+        self._measured_at = time.monotonic()
         self._draining = False
         self._messages = Gauge("outbox_backlog_messages", "Messages in the FIFO", registry=registry)
         self._held = Gauge("outbox_held_messages", "Messages behind a failing head", registry=registry)
@@ -73,7 +73,7 @@ class Health:
         for name, watched in self._watched.items():
             reasons += [f"{name}: {trouble}" for trouble in (watched.source_trouble, watched.sink_trouble) if trouble]
         now = time.monotonic()
-        if self._measured_at is not None and now - self._measured_at > self._stall_after:
+        if "pump" in self._watched and now - self._measured_at > self._stall_after:
             reasons.append(f"the backlog could not be measured for {now - self._measured_at:.0f} s")
         pump = self._watched.get("pump")
         if pump is not None:

@@ -85,19 +85,18 @@ class _Nats:
 
     async def read_log(self, dsn: str, count: int) -> None:
         from bridges.jetstream import JetStream, JetStreamSource
+        from bridges.jetstream.settings import delete_stream
 
         async with JetStream(self._servers) as connection:
             await _read(JetStreamSource(connection, stream=self._prefix, durable="auditor"), dsn, count)
-            await (await connection.client()).jsm().delete_stream(self._prefix)
+            await delete_stream(connection, self._prefix)
 
     async def _make_stream(self) -> None:
-        from nats.js.api import DiscardPolicy, StorageType, StreamConfig
-
         from bridges.jetstream import JetStream
+        from bridges.jetstream.settings import make_stream
 
-        config = StreamConfig(name=self._prefix, subjects=[f"{self._prefix}.>"], storage=StorageType.FILE, discard=DiscardPolicy.NEW)
         async with JetStream(self._servers) as connection:
-            await (await connection.client()).jsm().add_stream(config)
+            await make_stream(connection, self._prefix, [f"{self._prefix}.>"])
 
 
 class _Kafka:
@@ -126,14 +125,10 @@ class _Kafka:
             await source.close()
 
     async def _make_topic(self) -> None:
-        from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+        from bridges.kafka import Kafka
+        from bridges.kafka.settings import make_topic
 
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._servers)
-        await admin.start()
-        try:
-            await admin.create_topics([NewTopic(self._topic, num_partitions=4, replication_factor=1)])
-        finally:
-            await admin.close()
+        await make_topic(Kafka(self._servers), self._topic, partitions=4)
 
 
 async def _read(source: Source, dsn: str, count: int) -> None:

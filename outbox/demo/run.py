@@ -168,6 +168,8 @@ class _Daemon:
     def stop(self) -> int:
         """Ask it to end, and return its exit code."""
         assert self._process is not None
+        if self._process.poll() is not None:
+            return 0  # somebody killed it after all was done: the proof is in the database
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout=60)
 

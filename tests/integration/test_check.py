@@ -9,7 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import nats
+import psycopg
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from tests.conftest import Stream
 
@@ -106,3 +109,20 @@ def test_what_cannot_be_reached(database: str, tmp_path: Path) -> None:
     code, said = check(tmp_path, configuration, "postgresql://nobody@127.0.0.1:1/nowhere")
     assert code == 1
     assert said.count("PROBLEM") == 3, said
+
+
+def test_a_role_that_cannot_claim_is_told_what_it_lacks(database: str, tmp_path: Path) -> None:
+    role = f"pump_{secrets.token_hex(4)}"
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA outbox TO {}").format(sql.Identifier(role)))
+        connection.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO {}").format(sql.Identifier(role)))
+        configuration = '[sinks.local]\nkind = "inprocess"\n[[routes]]\ntopics = ">"\nsink = "local"\n'
+        try:
+            code, said = check(tmp_path, configuration, make_conninfo(database, user=role))
+        finally:
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+    assert code == 1
+    assert "UPDATE on lanes" in said
+    assert "DELETE on messages" in said

@@ -291,3 +291,53 @@ async def test_processed_ids_wait_for_the_other_transaction(database: str, conne
         assert not waiting.done()
         await first.rollback()
         assert await waiting == {message_id}
+
+
+async def test_a_statement_timeout_is_the_handlers_fault_and_not_an_outage(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    async def slow(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        if message.payload == b"slow":
+            await conn.execute("SET LOCAL statement_timeout = 20")
+            await conn.execute("SELECT pg_sleep(60)")
+        await apply(message, conn)
+
+    assert await sink(pool, slow).publish([made("slow", "k"), made("good", "k")]) == [Published(), Published()]
+    assert await effects(connection) == ["good"]
+    cursor = await connection.execute("SELECT attempts FROM dedupe.consumer_dead")
+    assert await cursor.fetchall() == [(3,)]
+
+
+async def test_a_foreign_message_that_postgres_cannot_store_as_it_is_can_be_given_up(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    async def broken(_: Message, __: psycopg.AsyncConnection[Any]) -> None:
+        msg = "no"
+        raise ValueError(msg)
+
+    foreign = Message(uuid7(), "t\0", b"", "\0\x01\ud800", headers={"a": "b\0c"})
+    assert await sink(pool, broken).publish([foreign]) == [Published()]
+    cursor = await connection.execute("SELECT topic, key, headers FROM dedupe.consumer_dead")
+    assert await cursor.fetchall() == [("t\\0", "\\0\x01?", {"a": "b\\0c"})]
+
+
+async def test_guilty_messages_in_every_lane_do_not_exhaust_the_pool(database: str, connection: psycopg.AsyncConnection) -> None:
+    await connection.execute("CREATE TABLE effects (place bigint GENERATED ALWAYS AS IDENTITY, id uuid, payload text)")
+
+    async def flaky(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.execute("SELECT pg_sleep(0.05)")
+        if message.payload == b"bad":
+            msg = "no"
+            raise ValueError(msg)
+        await apply(message, conn)
+
+    messages = [made("bad" if n % 5 == 0 else str(n), key=f"key-{n}") for n in range(40)]
+    async with AsyncConnectionPool(database, min_size=1, max_size=2, open=False, timeout=0.5) as small:
+        handlers = HandlerSink(small, flaky, consumer="c", concurrency=2, retry=RETRY)
+        assert await handlers.publish(messages) == [Published()] * 40
+    assert len(await effects(connection)) == 32
+
+
+async def test_the_empty_key_is_a_key(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    await sink(pool).publish([made(str(n), key="") for n in range(20)])
+    assert await effects(connection) == [str(n) for n in range(20)]

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
+import pytest
 
 from bridges.backoff import Backoff
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected, Released, Retry
@@ -20,8 +21,6 @@ from tests.engines.sinks import DownSink, RecordingSink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pytest
 
     from bridges.message import Message
 
@@ -42,7 +41,7 @@ async def test_everything_is_published_whole_and_leaves(database: str, connectio
     assert message.id == message_id
     assert (message.topic, message.key, message.content_type) == ("orders.created", "k", "application/json")
     assert message.payload == '{"a":"é"}'.encode()
-    assert message.headers == {"Tenant": "å"}
+    assert message.headers["Tenant"] == "å"
     assert message.created_at is not None
     assert message.created_at.utcoffset() is not None
 
@@ -260,3 +259,31 @@ async def test_a_pump_recovers_when_its_sessions_are_ended(database: str, connec
             await eventually(lambda: is_empty(connection))
             await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outboxd'")
     assert list(dict.fromkeys(sink.payloads())) == [str(n).encode() for n in range(5)]
+
+
+async def test_the_attempts_of_a_head_are_its_own(database: str, connection: psycopg.AsyncConnection) -> None:
+    """A scheduled message with a lower position falls due while its key is held: it becomes the head, with all its attempts before it."""
+    due = datetime.now(UTC) + timedelta(seconds=0.5)
+    await put(database, Draft("t", b"scheduled", key="k", deliver_at=due), Draft("t", b"failing", key="k"))
+    failures = Counter[bytes]()
+
+    def judge(message: Message) -> Outcome:
+        if message.payload == b"scheduled" and failures[b"scheduled"] >= 2:
+            return PUBLISHED
+        failures[message.payload] += 1
+        return Retry(Reason.REFUSED, "no", after=0.05)
+
+    sink = RecordingSink(judge)
+    async with pumping(database, sink, retry=Backoff(max_attempts=15)):
+        await eventually(lambda: is_empty(connection))
+    assert sink.payloads() == [b"scheduled"]
+    cursor = await connection.execute("SELECT payload FROM outbox.dead")
+    assert await cursor.fetchall() == [(b"failing",)]
+
+
+@pytest.mark.parametrize("column", ["created_at", "deliver_at", "expires_at"])
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "9999-12-31 23:59:59Z", "0001-01-01 BC"])
+async def test_a_time_that_no_client_can_hold_is_refused(connection: psycopg.AsyncConnection, column: str, time: str) -> None:
+    """One such row would fail every claim that meets it."""
+    with pytest.raises(psycopg.errors.CheckViolation, match="times_are_of_this_era"):
+        await connection.execute(f"INSERT INTO outbox.messages (topic, payload, {column}) VALUES ('t', '', %s)", (time,))

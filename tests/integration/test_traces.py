@@ -125,3 +125,11 @@ async def test_a_context_of_the_applications_own_is_passed_on_opaquely(database:
             (message,) = batch.messages
         await source.close()
     assert message.headers == theirs
+
+
+async def test_messages_that_are_put_together_are_not_each_others_parents(database: str, spans: InMemorySpanExporter) -> None:
+    async with await psycopg.AsyncConnection.connect(database) as writer:
+        await OUTBOX.aput_many(writer, [Draft("t", {"n": n}) for n in range(3)])
+    created = [span for span in spans.get_finished_spans() if span.name == "create t"]
+    assert len({trace_id(span) for span in created}) == 3
+    assert [span.parent for span in created] == [None] * 3

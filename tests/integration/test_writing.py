@@ -154,6 +154,8 @@ def test_every_field_is_stored_as_given(database: str) -> None:
         row = connection.execute(
             "SELECT id, topic, key, payload, content_type, headers, deliver_at, expires_at, priority FROM outbox.messages"
         ).fetchone()
+    assert row is not None
+    row[5].pop("traceparent", None)  # there if a test before this one has set up tracing
     payload = json.dumps({"price": 1.5, "name": "Å"}, ensure_ascii=False, separators=(",", ":")).encode()
     assert returned == given
     assert row == (given, "orders.created", "clé", payload, "application/json", {"Tenant": "é=1"}, later, later, 7)

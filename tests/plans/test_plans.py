@@ -27,7 +27,7 @@ INSERT INTO outbox.messages (topic, key, payload, priority)
     SELECT 'orders.created', 'k' || n % 1000, '{}', CASE WHEN n % 1000 = 0 THEN 5 ELSE 0 END FROM generate_series(1, 100000) AS n;
 INSERT INTO outbox.held (position, id, created_at, priority, lane, topic, key, content_type, headers, hold, payload)
     SELECT n, gen_random_uuid(), now(), 0, n % 64, 't', 'h', 'a', '{}', 'key:h' || n % 10, '' FROM generate_series(200001, 210000) AS n;
-INSERT INTO outbox.holds (hold, due_at, attempts, lane) SELECT 'key:h' || n, now(), n % 2, n % 64 FROM generate_series(0, 9) AS n;
+INSERT INTO outbox.holds (hold, head, due_at, attempts, lane) SELECT 'key:h' || n, 0, now(), n % 2, n % 64 FROM generate_series(0, 9) AS n;
 INSERT INTO outbox.deferred (position, id, created_at, due_at, attempts, priority, lane, topic, content_type, headers, payload)
     SELECT n, gen_random_uuid(), now(), now() + n % 100 * interval '1 hour', 1, 0, n % 64, 't', 'a', '{}', ''
     FROM generate_series(300001, 310000) AS n"""

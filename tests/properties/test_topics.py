@@ -81,4 +81,4 @@ def test_a_text_is_a_pattern_or_refused_as_one(text: str) -> None:
 @given(topics, patterns)
 def test_a_destination_maps_patterns_as_it_maps_topics(topic: str, pattern: str) -> None:
     destination = Destination("shop.{topic}")
-    assert Pattern(pattern).matches(topic) == Pattern(destination.pattern_of(pattern)).matches(destination.of(topic))
+    assert Pattern(pattern).matches(topic) == Pattern(destination.of(pattern)).matches(destination.of(topic))

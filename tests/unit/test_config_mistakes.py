@@ -67,3 +67,21 @@ def test_an_endless_time_is_refused(tmp_path: Path, key: str) -> None:
 def test_a_port_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (line,) = _lines(tmp_path, MINIMAL.replace(IN_PROCESS, KAFKA) + '[http]\nlisten = "127.0.0.1:99999"\n')
     assert line.startswith("http.listen: ")
+
+
+@pytest.mark.parametrize("dsn", ["postgres//app:hunter2@h/db", "postgresql://app:p%hunter2@h/db"])
+def test_a_connection_string_that_is_none_is_not_repeated(tmp_path: Path, dsn: str) -> None:
+    (line,) = _lines(tmp_path, MINIMAL.replace(MINIMAL.split('dsn = "')[1].split('"')[0], dsn, 1))
+    assert line.startswith("postgres.dsn: is not a libpq connection string")
+    assert "hunter2" not in line
+
+
+def test_an_unknown_variable_of_ours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOXD_PMUP__BATCH", "5")
+    (line,) = _lines(tmp_path, MINIMAL)
+    assert line.startswith("OUTBOXD_PMUP__BATCH: is not a known variable")
+
+
+def test_a_sink_may_not_take_longer_than_the_pump_waits(tmp_path: Path) -> None:
+    (line,) = _lines(tmp_path, MINIMAL + "[pump]\npublish_timeout = 10\n")
+    assert line.startswith("sinks.events.timeout: ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridges.ordering import Blocked, blocked_keys, waves
+from bridges.ordering import Blocked, waves
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 from tests.unit.fakes import batch_of, message
 
@@ -50,14 +50,12 @@ def test_a_key_is_blocked_by_anything_but_published(outcome: Outcome) -> None:
     assert blocked.note(message(1, "a"), outcome) is outcome
     assert message(2, "a") in blocked
     assert message(2, "b") not in blocked
-    assert blocked_keys(batch_of("a", "b", None), [outcome, PUBLISHED, outcome]) == {"a"}
 
 
 def test_a_published_message_blocks_nothing() -> None:
     blocked = Blocked()
     blocked.note(message(1, "a"), Published(duplicate=True))
     assert message(2, "a") not in blocked
-    assert blocked_keys(batch_of("a"), [PUBLISHED]) == set()
 
 
 def test_keyless_messages_never_block_and_are_never_blocked() -> None:

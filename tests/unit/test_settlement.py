@@ -75,13 +75,13 @@ def test_a_keyless_row_is_tried_again_by_itself(table: Table) -> None:
 @pytest.mark.parametrize("table", ["messages", "deferred"])
 def test_a_row_with_a_key_becomes_the_head_of_its_keys_hold(table: Table) -> None:
     settlement = decided((row(1, "k", table, attempts=1), RETRY))
-    assert settlement == Settlement(held=[1], holds={"key:k": Held("key:k", 5, 7.0, 2, "refused: who knows")})
+    assert settlement == Settlement(held=[1], holds={"key:k": Held("key:k", 1, 5, 7.0, 2, "refused: who knows")})
     assert settlement.changes_something
 
 
 def test_the_head_of_a_hold_that_fails_again_stays_and_is_counted() -> None:
     settlement = decided((row(1, "k", "held", attempts=1), RETRY))
-    assert settlement == Settlement(holds={"key:k": Held("key:k", 5, 7.0, 2, "refused: who knows")})
+    assert settlement == Settlement(holds={"key:k": Held("key:k", 1, 5, 7.0, 2, "refused: who knows")})
     assert settlement.changes_something
 
 
