@@ -7,9 +7,11 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -75,8 +77,11 @@ def check_schemas(settings: Settings) -> None:
 
 
 def load_consumer(section: ConsumerSection) -> Consumer:
-    """Import the consumer that ``module:name`` stands for. Raises `ConfigurationError`."""
+    """Import the consumer that ``module:name`` stands for, from where `outboxd` was started too. Raises `ConfigurationError`."""
     module, _, name = section.app.partition(":")
+    # As `python -m` does; a script's own folder, which the interpreter puts there instead, is that of the installed programs.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):

@@ -6,7 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import nats
 import psycopg
@@ -15,9 +15,6 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from tests.conftest import Stream
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def check(folder: Path, configuration: str, dsn: str) -> tuple[int, str]:
@@ -126,3 +123,25 @@ def test_a_role_that_cannot_claim_is_told_what_it_lacks(database: str, tmp_path:
     assert code == 1
     assert "UPDATE on lanes" in said
     assert "DELETE on messages" in said
+
+
+def test_the_installed_command_finds_an_application_where_it_is_started(database: str, tmp_path: Path) -> None:
+    """`outboxd`, and not `python -m`: a script's own folder is on the path, and not the one it was called from."""
+    application = """
+from dedupe import Consumer
+consumer = Consumer("shop")
+@consumer.handler("orders.*")
+async def handle(message, connection): ...
+"""
+    (tmp_path / "shop.py").write_text(application)
+    (tmp_path / "outboxd.toml").write_text('[sinks.local]\nkind = "inprocess"\n[[consumers]]\napp = "shop:consumer"\n')
+    done = subprocess.run(
+        [Path(sys.executable).with_name("outboxd"), "check", "-c", "outboxd.toml"],
+        env={**os.environ, "OUTBOXD_POSTGRES__DSN": database},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "consumer shop handles orders.*" in done.stdout
