@@ -131,7 +131,7 @@ async def test_a_second_signal_ends_it_at_once(database: str, tmp_path: Path) ->
     async with PrivateNatsFrozen() as nats:
         stream = Stream(nats.servers[0], "s", "s")
         await put(database, 0, 10)
-        async with Daemon(tmp_path, through(stream).replace("timeout = 2", "timeout = 60"), database) as daemon:
+        async with Daemon(tmp_path, through(stream).replace("timeout = 2", "timeout = 25"), database) as daemon:
             await daemon.answers("/readyz", 503)
             daemon.signal(signal.SIGTERM)
             await daemon.answers("/readyz", 503, having="shutting down")
