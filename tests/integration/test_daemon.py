@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import nats as client_library
 import psycopg
 import pytest
+from nats.js.api import StreamConfig
 
 from outbox import Draft, Outbox
 from outbox.demo.engines import PrivateNats
@@ -19,6 +21,7 @@ from tests.engines.pumps import is_empty
 from tests.integration import shop
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 OUTBOX = Outbox()
@@ -127,28 +130,17 @@ async def test_through_jetstream_with_kills_of_the_pump(
     assert in_order([(str(n % 7), n) for n in seen])
 
 
-async def test_a_second_signal_ends_it_at_once(database: str, tmp_path: Path) -> None:
-    async with PrivateNatsFrozen() as nats:
-        stream = Stream(nats.servers[0], "s", "s")
-        await put(database, 0, 10)
-        async with Daemon(tmp_path, through(stream).replace("timeout = 2", "timeout = 25"), database) as daemon:
-            await daemon.answers("/readyz", 503)
-            daemon.signal(signal.SIGTERM)
-            await daemon.answers("/readyz", 503, having="shutting down")
-            daemon.signal(signal.SIGTERM)
-            assert await daemon.ended(5) == 128 + signal.SIGTERM
-
-
-async def test_the_drain_timeout_holds_with_a_frozen_broker(database: str, connection: psycopg.AsyncConnection, tmp_path: Path) -> None:
-    import nats as client_library
-    from nats.js.api import StreamConfig
-
+@asynccontextmanager
+async def publishing_to_a_frozen_broker(
+    database: str, connection: psycopg.AsyncConnection, folder: Path, *, drain_timeout: int
+) -> AsyncIterator[Daemon]:
+    """Yield a daemon that has claimed ten messages and waits for their acknowledgements, for longer than it may drain."""
     with PrivateNats() as nats:
         client = await client_library.connect(nats.servers[0])
         await client.jetstream().add_stream(StreamConfig(name="s", subjects=["s.>"]))
         await client.close()
         configuration = through(Stream(nats.servers[0], "s", "s")).replace("timeout = 2\n", "timeout = 25\n")
-        async with Daemon(tmp_path, configuration.replace("drain_timeout = 10", "drain_timeout = 3"), database) as daemon:
+        async with Daemon(folder, configuration.replace("drain_timeout = 10", f"drain_timeout = {drain_timeout}"), database) as daemon:
             await daemon.answers("/readyz", 200)
             nats.signal(signal.SIGSTOP)
             await put(database, 0, 10)
@@ -160,9 +152,22 @@ async def test_the_drain_timeout_holds_with_a_frozen_broker(database: str, conne
                 return await cursor.fetchone() == (True,)
 
             await eventually(claimed)
-            daemon.signal(signal.SIGTERM)
-            assert await daemon.ended(8) == 0
+            yield daemon
         nats.signal(signal.SIGCONT)
+
+
+async def test_a_second_signal_ends_it_at_once(database: str, connection: psycopg.AsyncConnection, tmp_path: Path) -> None:
+    async with publishing_to_a_frozen_broker(database, connection, tmp_path, drain_timeout=60) as daemon:
+        daemon.signal(signal.SIGTERM)
+        await daemon.answers("/readyz", 503, having="shutting down")
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended(5) == 128 + signal.SIGTERM
+
+
+async def test_the_drain_timeout_holds_with_a_frozen_broker(database: str, connection: psycopg.AsyncConnection, tmp_path: Path) -> None:
+    async with publishing_to_a_frozen_broker(database, connection, tmp_path, drain_timeout=3) as daemon:
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended(8) == 0
     cursor = await connection.execute("SELECT count(*) FROM outbox.messages")
     assert await cursor.fetchone() == (10,), "what was in flight is given back"
 
@@ -197,9 +202,6 @@ async def test_probes_and_metrics(database: str, connection: psycopg.AsyncConnec
 async def test_readiness_tells_of_a_broker_that_is_away_and_of_its_return(
     database: str, connection: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:
-    import nats as client_library
-    from nats.js.api import StreamConfig
-
     with PrivateNats() as nats:
         client = await client_library.connect(nats.servers[0])
         await client.jetstream().add_stream(StreamConfig(name="s", subjects=["s.>"]))
@@ -266,17 +268,3 @@ async def test_no_secret_is_logged(database: str, tmp_path: Path, secret: str) -
         daemon.signal(signal.SIGTERM)
         await daemon.ended()
     assert secret not in daemon.log.read_text()
-
-
-class PrivateNatsFrozen:
-    """A nats-server that listens and says nothing."""
-
-    async def __aenter__(self) -> PrivateNats:
-        self._nats = PrivateNats()
-        await asyncio.to_thread(self._nats.start)
-        self._nats.signal(signal.SIGSTOP)
-        return self._nats
-
-    async def __aexit__(self, *_: object) -> None:
-        self._nats.signal(signal.SIGCONT)
-        self._nats.remove()
