@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Final, Self
 
@@ -55,7 +56,7 @@ def cache() -> Path:
     return folder
 
 
-class Engine:
+class Engine(ABC):
     """A server process of ours, with a folder and ports that stay the same over restarts. A context manager."""
 
     name = "engine"
@@ -67,14 +68,14 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    @abstractmethod
     def servers(self) -> list[str]:
         """Where clients find it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def version(self) -> str:
         """Name and version, for people."""
-        raise NotImplementedError
 
     @property
     def pid(self) -> int:
@@ -84,9 +85,9 @@ class Engine:
             raise RuntimeError(msg)
         return self._process.pid
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Return the command line of the server."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Start the server and wait until it listens. Raises `TimeoutError` with the end of its log."""
