@@ -76,14 +76,14 @@ def self_times(code: str, bytecode: Path) -> dict[str, int]:
 
 
 def test_import_outbox_takes_less_than_30_ms(tmp_path: Path) -> None:
+    """On a machine whose bare interpreter takes 9 ms for its own imports; elsewhere, and on a busy one, in proportion to that."""
     self_times("import outbox", tmp_path)
-    bare = self_times("pass", tmp_path)
-    assert bare, "a bare interpreter imports something"
-    # Measured again where it is too much: on a busy machine the same imports take half as long again.
-    for _ in range(4):
-        runs = [{name: own for name, own in self_times("import outbox", tmp_path).items() if name not in bare} for _ in range(5)]
-        assert all("outbox.writer" in run for run in runs)
-        taken = statistics.median(sum(run.values()) for run in runs)
-        if taken < LIMIT:
-            return
-    pytest.fail(f"{taken / 1000:.1f} ms; most of it: {sorted(runs[0].items(), key=lambda one: -one[1])[:5]}")
+    names = set(self_times("pass", tmp_path))
+    assert names, "a bare interpreter imports something"
+    ratios = []
+    for _ in range(7):
+        bare = sum(self_times("pass", tmp_path).values())
+        times = self_times("import outbox", tmp_path)
+        assert "outbox.writer" in times
+        ratios.append(sum(own for name, own in times.items() if name not in names) / bare)
+    assert statistics.median(ratios) < LIMIT / 9_000, f"{sorted(times.items(), key=lambda one: -one[1])[:5]}"
