@@ -55,9 +55,10 @@ class Delivery:
 
     def withdraw(self) -> None:
         """The publisher waits no longer: a reader that has not got it yet will not get it."""
-        self._outcome.cancel()
-        if self._loan is not None:
-            self._mailbox.forget(self._loan)
+        if not self.over:
+            self._outcome.cancel()
+            if self._loan is not None:
+                self._mailbox.forget(self._loan)
 
     def abandon(self) -> None:
         """Its subscription is gone: it was not acknowledged."""

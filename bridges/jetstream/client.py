@@ -67,6 +67,7 @@ class Window:
                 msg = f"{self._wanted - len(self.received)} of {self._wanted} acknowledgements missing"
                 raise TimeoutError(msg)
             await happens(self._complete, remaining)
+            self._complete.clear()  # whoever was woken looks once, and waits again if there was nothing to see
 
     def take(self, number: int, acknowledgement: bytes) -> None:
         """Note an acknowledgement."""
@@ -138,7 +139,9 @@ class AckingClient(Client):
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if sid == self._ack_sid:  # with headers, or in pieces: what the fast way below has left
-            self.acknowledged(int(subject[len(self.inbox) :]), bytes(data))
+            number = bytes(subject[len(self.inbox) :])
+            if number.isdigit():  # an error here would end the client's read loop
+                self.acknowledged(int(number), bytes(data))
         else:
             await super()._process_msg(sid, subject, reply, data, headers)
 
