@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -116,13 +115,26 @@ class Stream:
 
 @pytest.fixture
 async def stream(nats_url: str) -> AsyncIterator[Stream]:
+    async with _stream(nats_url) as stream:
+        yield stream
+
+
+@pytest.fixture
+async def atomic_stream(nats_url: str) -> AsyncIterator[Stream]:
+    """One that takes atomic batches."""
+    async with _stream(nats_url, allow_atomic=True) as stream:
+        yield stream
+
+
+@asynccontextmanager
+async def _stream(url: str, **configuration: Any) -> AsyncIterator[Stream]:
     import nats
     from nats.js.api import StreamConfig
 
     name = f"test-{secrets.token_hex(6)}"
-    client = await nats.connect(nats_url)
-    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
-    yield Stream(nats_url, name, name)
+    client = await nats.connect(url)
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"], **configuration))
+    yield Stream(url, name, name)
     await client.jetstream().delete_stream(name)
     await client.close()
 
@@ -149,6 +161,3 @@ async def make_topic(servers: str, name: str, *, partitions: int = 4, **configur
 def with_database(dsn: str, name: str) -> str:
     """Return the connection string with another database in it."""
     return make_conninfo(dsn, dbname=name)
-
-
-os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # the fixtures end what they start; the reaper is one more image to pull

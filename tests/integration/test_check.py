@@ -111,12 +111,12 @@ def test_what_cannot_be_reached(database: str, tmp_path: Path) -> None:
 def test_a_role_that_cannot_claim_is_told_what_it_lacks(database: str, tmp_path: Path) -> None:
     role = f"pump_{secrets.token_hex(4)}"
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'pump'").format(sql.Identifier(role)))
         connection.execute(sql.SQL("GRANT USAGE ON SCHEMA outbox TO {}").format(sql.Identifier(role)))
         connection.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO {}").format(sql.Identifier(role)))
         configuration = '[sinks.local]\nkind = "inprocess"\n[[routes]]\ntopics = ">"\nsink = "local"\n'
         try:
-            code, said = check(tmp_path, configuration, make_conninfo(database, user=role))
+            code, said = check(tmp_path, configuration, make_conninfo(database, user=role, password="pump"))
         finally:
             connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
             connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))

@@ -40,7 +40,7 @@ def engine(database: str) -> Iterator[sqlalchemy.Engine]:
 def url_of(dsn: str) -> str:
     parts = psycopg.conninfo.conninfo_to_dict(dsn)
     secret = f":{parts['password']}" if parts.get("password") else ""
-    return f"postgresql+psycopg://{parts['user']}{secret}@{parts['host']}:{parts['port']}/{parts['dbname']}"
+    return f"postgresql+psycopg://{parts['user']}{secret}@{parts['host']}:{parts.get('port', 5432)}/{parts['dbname']}"
 
 
 def test_psycopg_connection_commits_and_rolls_back_with_the_application(database: str) -> None:
