@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from bridges.backoff import Backoff
+from bridges.breaker import OUTAGE, Breaker, trouble_in
 from bridges.errors import ConfigurationError, SourceUnavailable
 from bridges.ports import Published, Reason, Released
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
+    from bridges.backoff import Backoff
     from bridges.message import Message
     from bridges.ports import Outcome, Sink, Source
-
-log = logging.getLogger("outboxd.bridge")
-
-OUTAGE: Final = Backoff(first=0.1, cap=5.0)
-"""The default wait between tries while something is away: short, since recovery is then seen within seconds, and never given up."""
-
-_HARMLESS = {Reason.BEHIND, Reason.STOPPING}
 
 
 class Bridge:
@@ -68,8 +61,8 @@ class Bridge:
         self._idle = idle
         self._publish_timeout = publish_timeout
         self._drain_timeout = drain_timeout
-        self._away = _Outage(name, "source", outage)
-        self._outage = _Outage(name, "sink", outage)
+        self._source_breaker = Breaker(f"{name}, its source", outage)
+        self._sink_breaker = Breaker(f"{name}, its sink", outage)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -101,7 +94,7 @@ class Bridge:
     async def _deliver(self, claimed: asyncio.Future[int]) -> None:
         try:
             async with self._source.claim(self._batch) as batch:
-                self._away.over()
+                self._source_breaker.succeeded()
                 if not claimed.done():
                     claimed.set_result(len(batch.messages))
                 if batch.messages:
@@ -109,7 +102,7 @@ class Bridge:
                     await batch.settle(outcomes)
                     self._judge(outcomes)
         except SourceUnavailable as problem:
-            self._away.seen(str(problem))
+            self._source_breaker.failed(Released(Reason.UNAVAILABLE, str(problem)))
         finally:
             self._slots.release()
             if not claimed.done():
@@ -125,15 +118,14 @@ class Bridge:
 
     def _pause(self) -> float:
         """Return the seconds until the next try, if something is away."""
-        return max(self._away.remaining(), self._outage.remaining())
+        return max(self._source_breaker.remaining(), self._sink_breaker.remaining())
 
     def _judge(self, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            if isinstance(outcome, Released) and outcome.reason not in _HARMLESS:
-                self._outage.seen(f"{outcome.reason}: {outcome.detail}")
-                return
-        if any(isinstance(outcome, Published) for outcome in outcomes):
-            self._outage.over()
+        # A destination with a name has a breaker of its own, and its messages a place of their own to wait in.
+        if trouble := trouble_in([outcome for outcome in outcomes if not (isinstance(outcome, Released) and outcome.destination)]):
+            self._sink_breaker.failed(trouble)
+        elif any(isinstance(outcome, Published) for outcome in outcomes):
+            self._sink_breaker.succeeded()
 
     async def _unless_stopped(self, wait: Coroutine[object, object, object] | asyncio.Future[int]) -> bool:
         """Wait for one thing, or for `stop`; say whether the thing came. What is not waited for any more is cancelled."""
@@ -149,35 +141,3 @@ class Bridge:
             for task in (waiting, stopped):
                 if not task.done():
                     task.cancel()
-
-
-class _Outage:
-    """Something is away: how long to wait, and one line in the log when it begins and one when it ends."""
-
-    def __init__(self, name: str, part: str, backoff: Backoff) -> None:
-        self._name = name
-        self._part = part
-        self._backoff = backoff
-        self._failures = 0
-        self._began = 0.0
-        self._until = 0.0
-
-    def seen(self, what: str) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._failures == 0:
-            self._began = now
-            log.warning("%s: outage begins: %s: %s", self._name, self._part, what)
-        if now >= self._until:  # the batches in flight together fail together: that is one failure
-            self._failures += 1
-            self._until = now + self._backoff.delay(self._failures)
-
-    def over(self) -> None:
-        if self._failures:
-            seconds = asyncio.get_running_loop().time() - self._began
-            log.warning("%s: outage ends after %.1f s and %d tries: %s", self._name, seconds, self._failures, self._part)
-            self._failures = 0
-            self._until = 0.0
-
-    def remaining(self) -> float:
-        """Seconds until the next try."""
-        return max(0.0, self._until - asyncio.get_running_loop().time())

@@ -18,6 +18,9 @@ TOPIC: Final = "outbox-topic"
 CREATED_AT: Final = "outbox-created-at"
 CONTENT_TYPE: Final = "content-type"
 
+REPLAYED: Final = "outbox-replayed"
+"""What an operator's replay adds to a message, as a header like any other, which consumers see: a value of its own for each replay."""
+
 _OURS = {ID, KEY, TOPIC, CREATED_AT, CONTENT_TYPE}
 _FOREIGN_IDS = UUID("8a3e4b8e-7d0f-5c7c-9d0a-2f6f0f8d2c11")
 _PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")

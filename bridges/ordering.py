@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from bridges.ports import Published
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
     from bridges.ports import Outcome
 
 
-def waves(messages: Sequence[Message], groups: Sequence[Hashable] | None = None) -> list[list[int]]:
+def waves(messages: Sequence[Message], groups: Sequence[Hashable] | None = None, *, ordered: bool = True) -> list[list[int]]:
     """Split a batch into waves of indexes, each to be sent when the wave before it is acknowledged.
 
     Without ``groups``, no two messages of one key are in the same wave. With them, one key may repeat within a wave as long as its
     messages follow each other in one group: for a destination that keeps the order of what it is given in one call. Keyless
-    messages are all in the first wave. Order within a wave is the order of the batch.
+    messages are all in the first wave, and without ``ordered`` every message is. Order within a wave is the order of the batch.
     """
+    if not ordered:
+        return [list(range(len(messages)))]
     split: list[list[int]] = [[]]
     last: dict[str, tuple[int, Hashable]] = {}
     for index, message in enumerate(messages):
@@ -38,10 +41,30 @@ def waves(messages: Sequence[Message], groups: Sequence[Hashable] | None = None)
     return split
 
 
-class Blocked:
-    """The keys of one publish call that may not go on. Feed it each message's outcome in order; ask it before sending the next."""
+def parted(messages: Sequence[Message], *, ordered: bool = True) -> tuple[list[int], list[int]]:
+    """Split a batch into the indexes of the messages that may all be in flight together, and of those whose key repeats.
 
-    def __init__(self) -> None:
+    Without ``ordered``, all may.
+    """
+    if not ordered:
+        return list(range(len(messages))), []
+    counts = Counter([message.key for message in messages])
+    counts.pop(None, None)
+    alone: list[int] = []
+    repeating: list[int] = []
+    for index, message in enumerate(messages):
+        (repeating if counts[message.key] > 1 else alone).append(index)
+    return alone, repeating
+
+
+class Blocked:
+    """The keys of one publish call that may not go on. Feed it each message's outcome in order; ask it before sending the next.
+
+    Without ``ordered``, every key may always go on.
+    """
+
+    def __init__(self, *, ordered: bool = True) -> None:
+        self._ordered = ordered
         self._keys: set[str] = set()
 
     def __contains__(self, message: Message) -> bool:
@@ -49,6 +72,6 @@ class Blocked:
 
     def note(self, message: Message, outcome: Outcome) -> Outcome:
         """Record the outcome and return it."""
-        if message.key is not None and not isinstance(outcome, Published):
+        if self._ordered and message.key is not None and not isinstance(outcome, Published):
             self._keys.add(message.key)
         return outcome

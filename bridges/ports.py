@@ -60,10 +60,18 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """Not the message's fault: given back, not counted. ``detail`` is for the log."""
+    """Not the message's fault: given back, not counted.
+
+    Attributes:
+        reason: why.
+        detail: for the log.
+        destination: the name of the destination that is away, where there are others which are not: the source may set the message
+            aside for it.
+    """
 
     reason: Reason
     detail: str = ""
+    destination: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,17 @@ PATIENCE: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Messages whose topic matches the pattern go to the sink."""
+    """Messages whose topic matches the pattern go to the sink.
+
+    Attributes:
+        topics: which.
+        sink: where to. With a `bridges.breaker.GuardedSink` it is away by itself, and the others need not wait for it.
+        ordered: False if its messages wait for no earlier one of their key, and no later one for them.
+    """
 
     topics: Pattern
     sink: Sink
+    ordered: bool = True
 
 
 class Router:
@@ -52,21 +59,26 @@ class Router:
         if len(set(routes)) == 1 and routes[0] is not None:
             return await routes[0].sink.publish(messages)
         outcomes: list[Outcome] = [BEHIND] * len(messages)
+        # What keeps no order is treated as if it had no key.
+        keyed = [
+            message if route is None or route.ordered else message._replace(key=None)
+            for message, route in zip(messages, routes, strict=True)
+        ]
         blocked = Blocked()
         loop = asyncio.get_running_loop()
         began = loop.time()
-        for wave in waves(messages, routes):
+        for wave in waves(keyed, routes):
             if loop.time() > began + self._patience:
                 break
             shares: dict[Route | None, list[int]] = {}
             for index in wave:
-                if messages[index] not in blocked:
+                if keyed[index] not in blocked:
                     shares.setdefault(routes[index], []).append(index)
             async with asyncio.TaskGroup() as group:
                 for route, indexes in shares.items():
                     group.create_task(self._publish_share(route, messages, indexes, outcomes))
             for index in wave:
-                blocked.note(messages[index], outcomes[index])
+                blocked.note(keyed[index], outcomes[index])
         return outcomes
 
     async def _publish_share(

@@ -30,21 +30,23 @@ class InProcessSink:
         broker: where.
         timeout: seconds for the acknowledgements of one call; what has none by then is released and withdrawn.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
+        ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
     """
 
-    def __init__(self, broker: Broker, *, timeout: float = 20.0, drop_unheard: bool = False) -> None:
+    def __init__(self, broker: Broker, *, timeout: float = 20.0, drop_unheard: bool = False, ordered: bool = True) -> None:
         self._broker = broker
         self._timeout = timeout
+        self._ordered = ordered
         self._unheard: Outcome = PUBLISHED if drop_unheard else _UNHEARD
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish in waves, so that no two messages of a key are out together. One outcome each, in order."""
         outcomes: list[Outcome] = [BEHIND] * len(messages)
-        blocked = Blocked()
+        blocked = Blocked(ordered=self._ordered)
         out: dict[int, list[Delivery]] = {}
         try:
             async with asyncio.timeout(self._timeout):
-                for wave in waves(messages):
+                for wave in waves(messages, ordered=self._ordered):
                     await self._publish_wave(messages, wave, outcomes, blocked, out)
         except TimeoutError:
             late = Released(Reason.TIMEOUT, f"not acknowledged within {self._timeout:g} s")

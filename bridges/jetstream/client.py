@@ -89,6 +89,8 @@ class AckingClient(Client):
         self._ack_sid = -1
         self._numbers = 0
         self._windows: dict[int, Window] = {}
+        self._questions: dict[str, Window] = {}
+        """By subject, also when they are over: a denial may be late."""
         self.inbox = b""
         self.denied: str | None = None
         """What the server said we may not do; it goes on, and answers nothing to what it denied."""
@@ -107,6 +109,32 @@ class AckingClient(Client):
         one = rb"MSG %b(\d+) %d \d+\r\n(\{[^\r\n]*\})\r\n" % (re.escape(self.inbox), self._ack_sid)
         self.acknowledgement = re.compile(one)
         self.run = re.compile(rb"(?:%b)+" % one)
+
+    async def ask(self, subject: str, within: float) -> bytes:
+        """Return the answer to an empty request; empty if nobody is there to answer, or we may not ask.
+
+        Raises `TimeoutError` after ``within`` seconds, or a nats error if the connection is lost. One question a subject at a time.
+        """
+        window = self.window(1)
+        self._questions[subject.lower()] = window
+        deadline = asyncio.get_running_loop().time() + within
+        try:
+            window.frames.append(b"PUB %b %b 0\r\n\r\n" % (subject.encode(), window.reply(0)))
+            async with asyncio.timeout_at(deadline):
+                await window.send()
+            await window.all_acknowledged(deadline)
+        finally:
+            self.forget(window, 1)
+        return window.received[0]
+
+    def deny(self, what: str) -> None:
+        """Note what the server said that we may not do. If it was to ask, that is the answer, and no trouble for anybody else."""
+        for subject, window in self._questions.items():
+            if f'"{subject}"' in what.lower():
+                self.acknowledged(window.first, b"")
+                return
+        self.denied = what
+        self.wake_windows()
 
     def window(self, size: int) -> Window:
         """Return a window for up to ``size`` messages."""

@@ -92,8 +92,7 @@ class JetStream:
         async def note(error: Exception) -> None:
             log.debug("nats: %s", type(error).__name__)
             if "permissions violation" in str(error).lower():
-                client.denied = str(error)
-                client.wake_windows()
+                client.deny(str(error))
 
         async def wake() -> None:
             client.wake_windows()

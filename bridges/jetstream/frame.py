@@ -40,13 +40,14 @@ class Framer:
         # Topics and content types are few, and messages are many.
         self._start = lru_cache(maxsize=10_000)(self._make_start)
 
-    def frame(self, message: Message, reply: bytes, max_payload: int) -> bytes | Rejected:
+    def frame(self, message: Message, reply: bytes, max_payload: int, extra: str = "") -> bytes | Rejected:
         """Return the HPUB of a message, or why the server would refuse it.
 
         Args:
             message: what to send.
-            reply: the subject of the acknowledgement.
+            reply: the subject of the acknowledgement; empty for none.
             max_payload: bytes of headers and payload together that the server takes.
+            extra: whole header lines that the server is told beside the message's own.
         """
         start = self._start(message.topic, message.content_type)
         if isinstance(start, Rejected):
@@ -54,7 +55,9 @@ class Framer:
         subject, constant = start
         given_id, _, payload, key, _, more, created_at = message
         message_id = str(given_id)
-        text = f"{constant}Nats-Msg-Id: {message_id}\r\n{envelope.ID}: {message_id}\r\n"
+        # The server would take a replayed message for a duplicate, and drop it.
+        own = f"{message_id}.{_quoted(replayed)}" if (replayed := more.get(envelope.REPLAYED)) else message_id
+        text = f"{constant}{extra}Nats-Msg-Id: {own}\r\n{envelope.ID}: {message_id}\r\n"
         if key is not None:
             text += f"{envelope.KEY}: {_quoted(key)}\r\n"
         if created_at is not None:

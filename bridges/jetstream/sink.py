@@ -1,16 +1,18 @@
-"""Publish to a stream, a wave at a time, and count its acknowledgements against a deadline."""
+"""Publish to a stream, a wave or an atomic batch at a time, and count its acknowledgements against a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import nats.errors
 
+from bridges.jetstream.atomic import AtomicBatches
 from bridges.jetstream.frame import Framer
-from bridges.ordering import Blocked, waves
+from bridges.ordering import Blocked, parted, waves
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 
 if TYPE_CHECKING:
@@ -45,48 +47,71 @@ class JetStreamSink:
         connection: where; shared.
         stream: the stream that must acknowledge (``Nats-Expected-Stream``).
         subject: what a topic is called there, such as ``shop.{topic}``.
-        timeout: seconds for a call. No wave begins in their second half: what is left then waits behind its key, and is no outage.
+        timeout: seconds for a call. No wave or batch begins in their second half: what is left then waits behind its key, and is no
+            outage.
+        ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
     """
 
-    def __init__(self, connection: JetStream, *, stream: str, subject: str = "{topic}", timeout: float = 10.0) -> None:
+    def __init__(
+        self, connection: JetStream, *, stream: str, subject: str = "{topic}", timeout: float = 10.0, ordered: bool = True
+    ) -> None:
         self._connection = connection
         self._stream = stream
         self._framer = Framer(stream, subject)
         # Nearly every acknowledgement looks like this, and is understood without being taken apart.
         self._plain = re.compile(rb'\{"stream":"%b", ?"seq":[1-9][0-9]*\}' % re.escape(stream.encode()))
         self._timeout = timeout
+        self._ordered = ordered
+        self._atomic = AtomicBatches(stream, self._framer)
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
-        """Publish in waves, so that no two messages of a key are in flight together. One outcome each, in order."""
-        outcomes: list[Outcome] = [BEHIND] * len(messages)
-        blocked = Blocked()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        """Publish so that no two messages of a key are in flight together but in one atomic batch. One outcome each, in order."""
+        began = asyncio.get_running_loop().time()
+        call = _Call(messages, [BEHIND] * len(messages), Blocked(ordered=self._ordered), began + self._timeout / 2, began + self._timeout)
         client = None
         try:
+            alone, repeating = parted(messages, ordered=self._ordered)
             client = await self._connection.client()
-            for number, wave in enumerate(waves(messages)):
-                if number and loop.time() > began + self._timeout / 2:
-                    break
-                await self._publish_wave(client, messages, wave, outcomes, blocked, began + self._timeout)
+            if not repeating:
+                await self._publish_wave(client, call, alone)
+            elif await self._atomic.allowed(client, self._timeout / 4):
+                if alone:
+                    await self._publish_wave(client, call, alone)
+                await self._publish_batches(client, call, repeating)
+            else:
+                await self._publish_waves(client, call, waves(messages))
         except (nats.errors.Error, OSError, TimeoutError) as problem:
             await self._connection.discard(client)
             trouble = _released(problem)
-            return [trouble if outcome is BEHIND else outcome for outcome in outcomes]
+            return [trouble if outcome is BEHIND else outcome for outcome in call.outcomes]
         except asyncio.CancelledError:
             await self._connection.discard(client)
             raise
-        return outcomes
+        return call.outcomes
 
-    async def _publish_wave(
-        self,
-        client: AckingClient,
-        messages: Sequence[Message],
-        wave: Sequence[int],
-        outcomes: list[Outcome],
-        blocked: Blocked,
-        deadline: float,
-    ) -> None:
+    async def _publish_batches(self, client: AckingClient, call: _Call, indexes: Sequence[int]) -> None:
+        """Publish these messages in order, in atomic batches."""
+        messages = call.messages
+        while call.time_for_more() and (indexes := [index for index in indexes if messages[index] not in call.blocked]):
+            count, stored = await self._atomic.publish(client, [messages[index] for index in indexes], call.deadline)
+            # What fits into no batch goes by itself, and is judged as it would be without one.
+            taken, indexes = indexes[: count or 1], indexes[count or 1 :]
+            if stored:
+                for index in taken:
+                    call.outcomes[index] = PUBLISHED
+            else:
+                # Nothing of it is there. Find out by waves whose fault it is, before anybody is blamed.
+                split = waves([messages[index] for index in taken])
+                await self._publish_waves(client, call, [[taken[place] for place in wave] for wave in split])
+
+    async def _publish_waves(self, client: AckingClient, call: _Call, split: Sequence[Sequence[int]]) -> None:
+        for number, wave in enumerate(split):
+            if number and not call.time_for_more():
+                break
+            await self._publish_wave(client, call, wave)
+
+    async def _publish_wave(self, client: AckingClient, call: _Call, wave: Sequence[int]) -> None:
+        messages, outcomes, blocked = call.messages, call.outcomes, call.blocked
         window = client.window(len(wave))
         sent: list[int] = []
         try:
@@ -101,9 +126,9 @@ class JetStreamSink:
                 else:
                     frames.append(frame)
                     sent.append(index)
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(call.deadline):
                 await window.send()
-            await window.all_acknowledged(deadline)
+            await window.all_acknowledged(call.deadline)
         finally:
             client.forget(window, len(wave))
             plain = self._plain.fullmatch
@@ -127,6 +152,22 @@ class JetStreamSink:
         if answer.get("stream") != self._stream or answer.get("seq", 0) <= 0:
             return Released(Reason.MISSING, f"acknowledged by {answer.get('stream')!r} without being stored in {self._stream!r}")
         return _DUPLICATE_ACK if answer.get("duplicate") else PUBLISHED
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of `publish`, and how far it has come."""
+
+    messages: Sequence[Message]
+    outcomes: list[Outcome]
+    """What is still behind at the end had no turn."""
+    blocked: Blocked
+    half: float
+    deadline: float
+
+    def time_for_more(self) -> bool:
+        """Say whether another wave or batch may begin."""
+        return asyncio.get_running_loop().time() <= self.half
 
 
 def _released(problem: BaseException) -> Released:

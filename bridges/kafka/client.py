@@ -6,9 +6,11 @@ import asyncio
 import logging
 import random
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import aiokafka.client
 from aiokafka.errors import (
     AuthenticationFailedError,
     BrokerResponseError,
@@ -24,7 +26,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from bridges.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine
+    from collections.abc import Awaitable, Callable, Collection, Coroutine
 
     from bridges.security import Security
 
@@ -45,8 +47,25 @@ class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]  # aiokafka
 kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
 
 
+# The connections that a client makes for its first request for metadata. Cancelled in it, aiokafka forgets the one it has open, whose
+# reader then lives until the broker hangs up.
+_first_connections: ContextVar[list[Any] | None] = ContextVar("first_connections", default=None)
+_create_connection = aiokafka.client.create_conn
+
+
+async def _create_and_note_connection(*args: Any, **options: Any) -> Any:
+    connection = await _create_connection(*args, **options)
+    if (noted := _first_connections.get()) is not None:
+        noted.append(connection)
+    return connection
+
+
+aiokafka.client.create_conn = _create_and_note_connection
+
+
 def prepare(client: Any, security: Security) -> None:
     """Have the client ask for topics without making them, say who it is to nobody in clear, and keep what it sends out of the log."""
+    client.bootstrap = partial(_bootstrap, client.bootstrap)
     client._metadata_update = partial(_update_metadata, client)
     client._get_conn = partial(_connect_guarded, client, client._get_conn, security)
     # Its debug log prints requests: passwords, payloads. An application that turns the root logger to debug does not mean that.
@@ -72,6 +91,19 @@ async def look_up(client: Any, topics: Collection[str]) -> None:
 
 def _unknown(client: Any, topics: Collection[str]) -> list[str]:
     return [topic for topic in topics if client.cluster.partitions_for_topic(topic) is None]
+
+
+async def _bootstrap(bootstrap: Callable[[], Awaitable[None]]) -> None:
+    noted: list[Any] = []
+    token = _first_connections.set(noted)
+    try:
+        await bootstrap()
+    except BaseException:
+        for connection in noted:
+            connection.close()
+        raise
+    finally:
+        _first_connections.reset(token)
 
 
 async def _update_metadata(client: Any, cluster: Any, topics: Collection[str]) -> bool:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, for_code
+
+from bridges.kafka.client import bounded, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bridges.kafka.connection import Kafka
+
+_PATIENCE: Final = 10.0
+_SETTINGS: Final = ("min.insync.replicas", "retention.ms", "cleanup.policy")
 
 
 async def make_topic(connection: Kafka, topic: str, *, partitions: int) -> None:
@@ -36,3 +45,57 @@ async def problems(connection: Kafka, topics: Sequence[str]) -> list[str]:
     except (KafkaError, OSError, TimeoutError) as problem:
         return [f"cannot be reached: {str(problem) or type(problem).__name__}"]
     return [f"topic {topic!r} does not exist, and is not made here" for topic in topics if not producer.cluster.partitions_for_topic(topic)]
+
+
+async def risks(connection: Kafka, *, published: str, consumed: str, keep: timedelta | None) -> list[tuple[str, str]]:
+    """Return how the topics' settings could lose a message or repeat an effect, each with what to do. Does not raise for trouble.
+
+    Args:
+        connection: where.
+        published: a regular expression for the names that are published to.
+        consumed: one for those that are consumed.
+        keep: how long the consumers remember what they have processed; None for ever.
+    """
+    try:
+        settings = await _describe(connection, f"{published}|{consumed}")
+    except (KafkaError, OSError, TimeoutError) as trouble:
+        reason = str(trouble) or type(trouble).__name__
+        return [(f"cannot be asked: {reason}", "`outboxd check` says more; the outbox keeps everything until it is mended")]
+    found = []
+    for topic, of_topic in settings.items():
+        alter = (
+            f"kafka-configs.sh --bootstrap-server {connection._servers[0]} --alter --entity-type topics --entity-name {topic} --add-config"
+        )
+        if re.fullmatch(published, topic) and int(of_topic["min.insync.replicas"]) < 2:
+            problem = f"topic {topic!r} has min.insync.replicas = 1: acks=all is then one broker, and what it acknowledged can go with it"
+            found.append((problem, f"with three replicas, `{alter} min.insync.replicas=2`"))
+        # A compacted topic keeps the last of each key for ever.
+        retention = int(of_topic["retention.ms"]) if "delete" in of_topic["cleanup.policy"] else -1
+        longest = timedelta(milliseconds=retention) if retention >= 0 else None
+        if re.fullmatch(consumed, topic) and keep is not None and (longest is None or longest > keep):
+            problem = f"topic {topic!r} can deliver a message again for {longest or 'ever'}, and its id is forgotten after {keep}"
+            shorter = f"`{alter} retention.ms={keep.total_seconds() * 500:.0f}`, or less"
+            found.append((problem, f"set keep in [dedupe] above that; or {shorter}"))
+    return found
+
+
+async def _describe(connection: Kafka, wanted: str) -> dict[str, dict[str, str]]:
+    """Return, of each topic whose name matches, the settings that matter here."""
+    admin = AIOKafkaAdminClient(**connection.client_settings())
+    prepare(admin._client, connection._security)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await admin.start()
+            topics = [topic for topic in await admin.list_topics() if re.fullmatch(wanted, topic)]
+            answers = await admin.describe_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(_SETTINGS)) for topic in topics]
+            )
+    finally:
+        await bounded(admin.close(), _PATIENCE)
+    resources = [resource for answer in answers for resource in answer.to_object()["resources"]]
+    if errors := {for_code(resource["error_code"]) for resource in resources if resource["error_code"]}:
+        raise errors.pop()
+    return {
+        resource["resource_name"]: {entry["config_names"]: entry["config_value"] for entry in resource["config_entries"]}
+        for resource in resources
+    }

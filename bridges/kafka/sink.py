@@ -72,22 +72,24 @@ class KafkaSink:
         connection: where; shared.
         topic: what a topic is called there, such as ``shop.{topic}``.
         timeout: seconds for a whole call.
+        ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
     """
 
-    def __init__(self, connection: Kafka, *, topic: str = "{topic}", timeout: float = 10.0) -> None:
+    def __init__(self, connection: Kafka, *, topic: str = "{topic}", timeout: float = 10.0, ordered: bool = True) -> None:
         self._connection = connection
         self._topic = Destination(topic)
         self._timeout = timeout
+        self._ordered = ordered
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish the partitions side by side, each in order. One outcome each, in order."""
         outcomes: list[Outcome] = [BEHIND] * len(messages)
-        blocked = Blocked()
+        blocked = Blocked(ordered=self._ordered)
         try:
             async with asyncio.timeout(self._timeout):
                 places = await self._places(await self._connection.producer(), messages)
                 # A key may occur under several topics: it may not be in flight in two partitions.
-                for wave in waves(messages, places):
+                for wave in waves(messages, places, ordered=self._ordered):
                     await self._publish_wave(messages, places, wave, outcomes, blocked)
         except (KafkaError, OSError) as problem:
             await self._connection.discard_doubtful()

@@ -60,6 +60,9 @@ class InProcessSinkHarness:
     def invalid(self) -> list[Message]:
         return [message(topic) for topic in ("with blank", "wild.*", "empty..token", "$SYS.x", "")]
 
+    def unordered(self) -> Sink:
+        return InProcessSink(self.broker, timeout=TIMEOUT, ordered=False)
+
     def without_destination(self) -> Sink:
         self._other = Broker()
         return InProcessSink(self._other, timeout=TIMEOUT)

@@ -32,8 +32,9 @@ class JetStreamSinkHarness:
     cancelled_within = 3.0
     outage = frozenset[str]()
 
-    def __init__(self, engine: PrivateNats, connection: JetStream, topics: Sequence[str]) -> None:
+    def __init__(self, engine: PrivateNats, connection: JetStream, topics: Sequence[str], *, allow_atomic: bool) -> None:
         self.topics = topics
+        self._allow_atomic = allow_atomic
         self.stream = f"sink-{secrets.token_hex(6)}"
         self._url = engine.servers[0]
         self._connection = connection
@@ -44,7 +45,8 @@ class JetStreamSinkHarness:
 
     async def make(self, stream: str) -> None:
         async with connected(self._url) as jetstream:
-            await jetstream.add_stream(StreamConfig(name=stream, subjects=[f"{stream}.>"], max_msg_size=LIMIT))
+            config = StreamConfig(name=stream, subjects=[f"{stream}.>"], max_msg_size=LIMIT, allow_atomic=self._allow_atomic or None)
+            await jetstream.add_stream(config)
 
     async def stored(self) -> list[Message]:
         async with connected(self._url) as jetstream:
@@ -63,6 +65,9 @@ class JetStreamSinkHarness:
     def invalid(self) -> list[Message]:
         """What would be another subject, many subjects, no subject, or a command of its own."""
         return [message(topic) for topic in ("with blank", "wild.*", "empty..token", "two\r\nPUB lines 0\r\n\r\n")]
+
+    def unordered(self) -> Sink:
+        return JetStreamSink(self._connection, stream=self.stream, subject=f"{self.stream}.{{topic}}", timeout=TIMEOUT, ordered=False)
 
     def without_destination(self) -> Sink:
         name = f"{self.stream}-missing"
@@ -89,10 +94,10 @@ async def connected(url: str) -> AsyncIterator[JetStreamContext]:
 
 @asynccontextmanager
 async def jetstream_sink(
-    engine: PrivateNats, topics: Sequence[str] = ("orders.created", "orders.paid")
+    engine: PrivateNats, topics: Sequence[str] = ("orders.created", "orders.paid"), *, allow_atomic: bool = False
 ) -> AsyncIterator[JetStreamSinkHarness]:
     async with JetStream(engine.servers, connect_timeout=TIMEOUT) as connection:
-        harness = JetStreamSinkHarness(engine, connection, topics)
+        harness = JetStreamSinkHarness(engine, connection, topics, allow_atomic=allow_atomic)
         await harness.make(harness.stream)
         try:
             yield harness

@@ -59,6 +59,9 @@ class KafkaSinkHarness:
         """What cannot be a part of a topic's name in Kafka."""
         return [message(topic) for topic in ("orders/created", "bestellungen.größe", "with blank", "x" * 250)]
 
+    def unordered(self) -> Sink:
+        return KafkaSink(self._connection, topic=f"{self.prefix}.{{topic}}", timeout=TIMEOUT, ordered=False)
+
     def without_destination(self) -> Sink:
         return KafkaSink(self._connection, topic=f"{self.prefix}-missing.{{topic}}", timeout=TIMEOUT)
 

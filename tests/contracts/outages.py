@@ -33,7 +33,8 @@ class Outages:
     async def freeze(self) -> None:
         self._frozen = _family(self._engine.pid)
         for pid in self._frozen:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # a session may end in between
+                os.kill(pid, signal.SIGSTOP)
 
     async def thaw(self) -> None:
         for pid in self._frozen:

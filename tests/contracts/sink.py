@@ -69,6 +69,13 @@ class SinkHarness(Protocol):
         """Make what that one lacks."""
 
 
+class BrokerHarness(SinkHarness, Protocol):
+    """A sink at a broker of its own, and not one that is made of others."""
+
+    def unordered(self) -> Sink:
+        """A sink at the same destination, made with ``ordered=False``."""
+
+
 class SinkContract:
     """Tests of a Sink, by its harness; a fixture of that name is in the class that runs them."""
 
@@ -270,3 +277,26 @@ class SinkContract:
 
     async def _publish_until_cancelled(self, harness: SinkHarness) -> None:
         await harness.sink.publish(series(harness.topics, 30, keys=3))
+
+
+class BrokerContract(SinkContract):
+    """What is more in the sink of a broker."""
+
+    async def test_without_order_a_fault_holds_back_nothing(self, sink_harness: BrokerHarness) -> None:
+        """Neither another message of its key nor one of another."""
+        sink = sink_harness.unordered()
+        for fault in sink_harness.too_large() + sink_harness.invalid():
+            others = [*series(sink_harness.topics, 10), *series(sink_harness.topics, 10, keys=2, key="other")]
+            outcomes = list(await sink.publish([*others[:3], fault._replace(key=others[0].key), *others[3:]]))
+            assert isinstance(outcomes.pop(3), Rejected)
+            assert kinds(outcomes) == {"Published"}
+            assert set(ids(others)) <= set(ids(await sink_harness.stored()))
+
+    async def test_without_order_an_outage_releases_everything(self, sink_harness: BrokerHarness) -> None:
+        sink = sink_harness.unordered()
+        await sink_harness.go_away()
+        outcomes = await asyncio.wait_for(sink.publish(series(sink_harness.topics, 20, keys=3)), sink_harness.answers_within + 5)
+        assert {type(outcome) for outcome in outcomes} == {Released}, kinds(outcomes)
+        assert BEHIND not in outcomes, "nothing waits for another"
+        await sink_harness.come_back()
+        await eventually(lambda: self._published(sink_harness), within=30, what="the sink works again")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bridges.backoff import Backoff
+from bridges.breaker import Breaker, GuardedSink
 from bridges.observed import Metrics, ObservedSink
 from bridges.ports import BEHIND, PUBLISHED, Reason, Rejected, Sink
 from bridges.router import Route, Router
@@ -112,6 +114,29 @@ class TestObservedSink(SinkContract):
     @pytest.fixture
     async def sink_harness(self) -> AsyncIterator[ObservedSinkHarness]:
         harness = ObservedSinkHarness()
+        await harness.come_back()
+        yield harness
+        await harness.go_away()
+
+
+class GuardedSinkHarness(InProcessSinkHarness):
+    """Behind a breaker that tries again almost at once, so that the suite need not wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(("orders.created", "orders.paid"))
+        self.sink = self._guarded(self.sink)
+
+    def without_destination(self) -> Sink:
+        return self._guarded(super().without_destination())
+
+    def _guarded(self, sink: Sink) -> Sink:
+        return GuardedSink(sink, Breaker("inprocess", Backoff(first=1e-6, cap=1e-6)))
+
+
+class TestGuardedSink(SinkContract):
+    @pytest.fixture
+    async def sink_harness(self) -> AsyncIterator[GuardedSinkHarness]:
+        harness = GuardedSinkHarness()
         await harness.come_back()
         yield harness
         await harness.go_away()

@@ -7,7 +7,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridges.ordering import waves
+from bridges.ordering import parted, waves
 from tests.unit.fakes import batch_of
 
 keys = st.lists(st.sampled_from([None, "", "a", "b", "c"]), max_size=40)
@@ -20,6 +20,17 @@ def test_waves_are_a_permutation_and_keep_the_order_of_the_batch(keys: list[str 
     assert sorted(index for wave in split for index in wave) == list(range(len(keys)))
     assert all(wave == sorted(wave) for wave in split)
     assert all(split[1:]), "no wave but the first is empty"
+
+
+@given(keys)
+def test_only_keys_that_repeat_are_parted_from_the_others(keys: list[str | None]) -> None:
+    batch = batch_of(*keys)
+    alone, repeating = parted(batch)
+    assert sorted(alone + repeating) == list(range(len(keys)))
+    assert (alone, repeating) == (sorted(alone), sorted(repeating))
+    assert bool(repeating) == (len(waves(batch)) > 1)
+    assert all(len(waves([batch[index] for index in repeating if keys[index] == key])) > 1 for key in {keys[index] for index in repeating})
+    assert len(waves([batch[index] for index in alone])) == 1
 
 
 @given(keys)

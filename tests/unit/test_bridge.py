@@ -65,7 +65,7 @@ def answering(*answers: Outcome | Exception) -> FakeSink:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "outboxd.bridge"]
+    return [record.getMessage() for record in caplog.records if record.name == "outboxd.breaker"]
 
 
 async def test_every_batch_is_published_and_settled_by_its_outcomes() -> None:
@@ -223,8 +223,8 @@ async def test_while_the_sink_is_away_it_backs_off_and_says_so_once(caplog: pyte
     sink = answering(AWAY, AWAY, AWAY, AWAY, PUBLISHED)
     await stopped_when_drained(Bridge(source, sink, name="pump", claims=1, batch=2, outage=SOON), source)
     begins, ends = lines(caplog)
-    assert begins == "pump: outage begins: sink: unavailable: connection refused"
-    assert ends.startswith("pump: outage ends after ")
+    assert begins == "pump, its sink: outage begins: unavailable: connection refused"
+    assert ends.startswith("pump, its sink: outage ends after ")
     assert "4 tries" in ends
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
 
@@ -234,7 +234,7 @@ async def test_while_the_source_is_away_it_backs_off_and_says_so_once(caplog: py
     source = FakeSource(away, away, away, batch_of(None), batch_of(None))
     await stopped_when_drained(Bridge(source, FakeSink(), name="pump", claims=1, batch=1, outage=SOON), source)
     begins, ends = lines(caplog)
-    assert begins == "pump: outage begins: source: no route to host"
+    assert begins == "pump, its source: outage begins: unavailable: no route to host"
     assert "outage ends" in ends
     assert "3 tries" in ends
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from bridges.envelope import decode, encode, quoted, unquoted
+from bridges.envelope import REPLAYED, decode, encode, quoted, unquoted
 from bridges.message import Message
 
 ID = UUID("0190a5a0-0000-7000-8000-000000000001")
@@ -33,6 +33,14 @@ def test_the_key_is_no_header_where_the_broker_has_keys() -> None:
 
 def test_what_is_not_there_is_not_sent() -> None:
     assert set(dict(encode(Message(ID, "t", b""), key=True))) == {"outbox-id", "outbox-topic", "content-type"}
+
+
+def test_a_replay_is_a_header_like_any_other() -> None:
+    """Consumers see it, and so does a bridge that passes the message on."""
+    replayed = WHOLE._replace(headers={REPLAYED: "2030-01-01"})
+    headers = dict(encode(replayed, key=True))
+    assert headers["outbox-replayed"] == "2030-01-01"
+    assert decode(headers, replayed.payload, topic="t", key=None, origin="o") == replayed
 
 
 def test_an_empty_key_is_a_key() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridges.ordering import Blocked, waves
+from bridges.ordering import Blocked, parted, waves
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 from tests.unit.fakes import batch_of, message
 
@@ -37,6 +37,32 @@ def test_a_key_is_in_a_wave_once(keys: list[str | None], split: list[list[int]])
 )
 def test_a_key_may_repeat_in_a_wave_within_one_group(keys: str, groups: str, split: list[list[int]]) -> None:
     assert waves(batch_of(*keys), groups) == split
+
+
+@pytest.mark.parametrize(
+    ("keys", "alone", "repeating"),
+    [
+        ([], [], []),
+        ([None, None, "a"], [0, 1, 2], []),
+        (["a", "b", "a", None, "", ""], [1, 3], [0, 2, 4, 5]),
+    ],
+)
+def test_keys_that_repeat_are_told_from_those_that_do_not(keys: list[str | None], alone: list[int], repeating: list[int]) -> None:
+    assert parted(batch_of(*keys)) == (alone, repeating)
+
+
+def test_without_order_everything_goes_together() -> None:
+    messages = batch_of("a", "a", None, "b", "a")
+    assert waves(messages, "11212", ordered=False) == [[0, 1, 2, 3, 4]]
+    assert waves([], ordered=False) == waves([])
+    assert parted(messages, ordered=False) == ([0, 1, 2, 3, 4], [])
+
+
+@pytest.mark.parametrize("outcome", NOT_PUBLISHED)
+def test_without_order_nothing_is_blocked(outcome: Outcome) -> None:
+    blocked = Blocked(ordered=False)
+    assert blocked.note(message(1, "a"), outcome) is outcome
+    assert message(2, "a") not in blocked
 
 
 def test_a_group_may_be_none() -> None:
