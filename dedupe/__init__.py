@@ -12,6 +12,8 @@ A batch is one transaction: `first_time` inserts all its ids, the handlers of th
 and only then is the broker told. A duplicate, after a crash, a lost acknowledgement or a replay, finds its id and is acknowledged without
 an effect. What a handler does elsewhere than through its connection may repeat.
 
+Ids are kept by day and dropped by day (`dedupe.retention`); a message that is older than they are kept is set aside, not guessed at.
+
 `Consumer` is a Bridge from any Source to a `HandlerSink`. Programs with a loop of their own use `first_time` alone.
 """
 

@@ -13,15 +13,17 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from bridges.backoff import Backoff
 from bridges.deadline import happens
-from bridges.errors import storable, told
+from bridges.errors import ConfigurationError, storable, told
 from bridges.message import Message
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Released
 from bridges.tracing import processing
 from dedupe import sql
 from dedupe.processed import first_time
+from dedupe.retention import ages_of_new
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
 
     from psycopg_pool import AsyncConnectionPool
 
@@ -60,6 +62,9 @@ class HandlerSink:
         concurrency: lanes; transactions at once.
         retry: how long a message whose handler raised waits, and after how many attempts it is dead.
         handler_timeout: seconds a handler may take; then it has failed.
+        keep: how long processed ids are kept; not longer than by whoever drops them. A message that is older, and of whose id there is no
+            trace, may have been handled, or not: it is not handled but set aside, in ``consumer_dead``. A message's age is that of its id
+            if that is a UUIDv7, else that of its ``created_at``; one that has neither is handled. None: ids are kept for ever.
     """
 
     def __init__(
@@ -72,7 +77,11 @@ class HandlerSink:
         concurrency: int = 8,
         retry: Backoff = RETRY,
         handler_timeout: float = 60.0,
+        keep: timedelta | None = None,
     ) -> None:
+        if keep is not None and keep.total_seconds() <= 0:
+            msg = f"keep: {keep} is not above zero"
+            raise ConfigurationError(msg)
         self._pool = pool
         self._handler = handler
         self._consumer = consumer
@@ -81,6 +90,7 @@ class HandlerSink:
         self._transactions = asyncio.Semaphore(concurrency)
         self._retry = retry
         self._handler_timeout = handler_timeout
+        self._keep = keep
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -130,17 +140,25 @@ class HandlerSink:
 
     async def _handle_together(self, messages: Sequence[Message]) -> list[Outcome]:
         outcomes: list[Outcome] = []
+        set_aside: list[tuple[Message, str]] = []
         async with self._transactions, self._pool.connection() as connection, connection.transaction():
-            new = await first_time(connection, self._consumer, [message.id for message in messages], schema=self._schema)
+            ages = await ages_of_new(connection, self._consumer, messages, schema=self._schema)
             for message in messages:
-                if message.id in new:
-                    new.discard(message.id)  # a copy of it later in the batch is a duplicate
+                if message.id not in ages:
+                    outcomes.append(_DUPLICATE)
+                    continue
+                age = ages.pop(message.id)  # a copy of it later in the batch is a duplicate
+                if self._keep is not None and age is not None and age > self._keep:
+                    why = f"{age} old, and processed ids are kept for {self._keep}: whether it was handled before is not known"
+                    await self._record_dead(connection, message, 0, why)
+                    set_aside.append((message, why))
+                else:
                     with processing(message, self._consumer):
                         async with asyncio.timeout(self._handler_timeout):
                             await self._handler(message, connection)
-                    outcomes.append(PUBLISHED)
-                else:
-                    outcomes.append(_DUPLICATE)
+                outcomes.append(PUBLISHED)
+        for message, why in set_aside:
+            log.error("%s: message %s (%s) is set aside: %s", self._consumer, message.id, message.topic, why)
         return outcomes
 
     async def _handle_alone(self, message: Message) -> Outcome:
@@ -162,6 +180,16 @@ class HandlerSink:
         return _STOPPING
 
     async def _bury(self, message: Message, attempts: int, error: str) -> Outcome:
+        try:
+            async with self._transactions, self._pool.connection() as connection, connection.transaction():
+                await first_time(connection, self._consumer, [message.id], schema=self._schema)
+                await self._record_dead(connection, message, attempts, error)
+        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as problem:
+            return Released(Reason.UNAVAILABLE, told(problem))
+        log.error("%s: message %s (%s) is dead after %d attempts: %s", self._consumer, message.id, message.topic, attempts, error)
+        return PUBLISHED
+
+    async def _record_dead(self, connection: psycopg.AsyncConnection[Any], message: Message, attempts: int, error: str) -> None:
         row = (
             message.id,
             self._consumer,
@@ -174,14 +202,7 @@ class HandlerSink:
             storable(error),
             message.payload,
         )
-        try:
-            async with self._transactions, self._pool.connection() as connection, connection.transaction():
-                await first_time(connection, self._consumer, [message.id], schema=self._schema)
-                await connection.execute(sql.bind(sql.RECORD_DEAD, self._schema), row)
-        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as problem:
-            return Released(Reason.UNAVAILABLE, told(problem))
-        log.error("%s: message %s (%s) is dead after %d attempts: %s", self._consumer, message.id, message.topic, attempts, error)
-        return PUBLISHED
+        await connection.execute(sql.bind(sql.RECORD_DEAD, self._schema), row)
 
 
 def _trouble(problem: Exception) -> Released | None:

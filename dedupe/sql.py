@@ -21,6 +21,18 @@ SELECT DISTINCT id, %s FROM unnest(%s::uuid[]) AS id ORDER BY id
 ON CONFLICT DO NOTHING
 RETURNING message_id"""
 
+# The same, with the time in Unix milliseconds at which each was found to be new: read after that, and so under the lock on the table
+# and after any row of the same id was gone (dedupe/retention.py says why that matters).
+RECORD_PROCESSED_AT: Final = f"{RECORD_PROCESSED}, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+# By which processed ids stay or go: `before` is a time, and `first` the lowest UUIDv7 of that time. An id that is no UUIDv7 may lie in
+# some day's range by chance, and is not old for that. Written as the partial index has it; a UUIDv7 is found by the primary key.
+PROCESSED_STAYS: Final = "get_byte(uuid_send(message_id), 6) >> 4 <> 7 AND processed_at >= {before}"
+PROCESSED_IS_OVER: Final = (
+    "get_byte(uuid_send(message_id), 6) >> 4 <> 7 AND processed_at < {before}",
+    "get_byte(uuid_send(message_id), 6) >> 4 = 7 AND processed_at < {before} AND message_id < {first}::uuid",
+)
+
 # The message may have died before, been requeued, and die again: the last error is the one to see.
 RECORD_DEAD: Final = """
 INSERT INTO :"schema".consumer_dead (message_id, consumer, created_at, attempts, topic, key, content_type, headers, error, payload)

@@ -1,23 +1,59 @@
-"""Backlog figures: measured at intervals, apart from the pump."""
+"""What is done apart from the pump: the backlog is measured, and the archive's partitions are made and dropped.
+
+Any number of daemons have a `Janitor` each. Whoever comes first when the figures are no longer fresh measures, and stores them in the
+``figures`` table; all read them there, so that all export the same numbers, and one that dies or hangs is missed by nobody.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import asyncio
+import json
+import logging
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import psycopg
+from psycopg import sql as compose
+
+from bridges.backoff import Backoff
+from bridges.deadline import happens
+from bridges.errors import told
+from migrations.partitions import BESIDE_OTHERS, Announcer, Daily, Patience, Tidied, Upkeep, begin_of_timestamps, database_now
 from outbox import sql
 
 if TYPE_CHECKING:
-    import psycopg
+    from collections.abc import Callable, Iterable, Mapping
+
+log = logging.getLogger("outboxd.janitor")
+
+ARCHIVE: Final = Daily(table="archive", key="drop_at", begin=begin_of_timestamps)
+"""Partitioned by the day on which a message may go."""
+
+_TURN: Final = 60.0
+_AGAIN: Final = 60.0
+_SOON: Final = 1.0
 
 
 class Backlog(NamedTuple):
-    """What is in the outbox, and the age in seconds of the oldest message that could have gone by now."""
+    """What is in the outbox.
+
+    Attributes:
+        messages: in the queue.
+        held: that wait aside.
+        deferred: that wait for a time.
+        dead: given up.
+        oldest_seconds: the age of the oldest message that could have gone by now.
+        held_by: how many are held by what: ``key``, behind a failing head; the name of a destination that is away; ``operator``, behind a
+            dead letter about which somebody must decide.
+    """
 
     messages: int
     held: int
     deferred: int
     dead: int
     oldest_seconds: float
+    held_by: Mapping[str, int] = MappingProxyType({})
 
 
 async def measure_backlog(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> Backlog:
@@ -26,3 +62,174 @@ async def measure_backlog(connection: psycopg.AsyncConnection[Any], *, schema: s
     row = await cursor.fetchone()
     assert row is not None
     return Backlog(*row)
+
+
+async def keep_archive(
+    connection: psycopg.AsyncConnection[Any],
+    *,
+    schema: str = "outbox",
+    keep: Iterable[timedelta] = (),
+    ahead: int = 3,
+    patience: Patience = BESIDE_OTHERS,
+) -> Tidied:
+    """Make the archive's partitions of the days ahead, and drop those that are over. Raises psycopg's errors.
+
+    Args:
+        connection: in autocommit mode.
+        schema: of the outbox track.
+        keep: for how long the routes keep what they published; what is published now goes into the partition of the day in so long.
+        ahead: days for which there are to be partitions, beyond the first.
+        patience: how long things may take.
+    """
+    now = await database_now(connection)
+    days = {(now + each + timedelta(days=n)).date() for each in keep for n in range(ahead + 1)}
+    upkeep = Upkeep(connection, ARCHIVE, schema=schema, patience=patience)
+    swept = compose.SQL("drop_at < {}").format(compose.Literal(now))
+    return await upkeep.keep(wanted=days, over=now.date(), swept=[swept])
+
+
+class Janitor:
+    """Measures, shares the figures, and keeps the archive's partitions, until it is stopped.
+
+    Nothing here is in the way of the pump, and nothing of the pump waits for it.
+
+    Args:
+        dsn: a libpq connection string.
+        on_figures: called with the figures that are shared, and the seconds since they were measured, each time they were read.
+        schema: of the outbox track.
+        measure_every: seconds between turns.
+        keep_every: seconds between looks at the partitions; sooner if something could not be done.
+        archive: for how long the routes keep what they published.
+        outage: how long to wait between tries while Postgres is away.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        on_figures: Callable[[Backlog, float], None],
+        *,
+        schema: str = "outbox",
+        measure_every: float = 15.0,
+        keep_every: float = 300.0,
+        archive: Iterable[timedelta] = (),
+        outage: Backoff = Backoff(first=0.5, cap=30.0),  # noqa: B008 - frozen
+    ) -> None:
+        self._dsn = dsn
+        self._on_figures = on_figures
+        self._schema = schema
+        self._measure_every = measure_every
+        self._keep_every = keep_every
+        self._archive = tuple(archive)
+        self._outage = outage
+        self._announcer = Announcer(log)
+        self._stopping = asyncio.Event()
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._failures = 0
+        self._failed_at = 0.0
+        self._keep_at = 0.0
+
+    def stop(self) -> None:
+        """Begin nothing more, and break off what is being done: it is all done again. Any number of times, from any state."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Take turns until `stop`."""
+        turns = asyncio.create_task(self._take_turns(), name="janitor")
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({turns, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            turns.cancel()
+            await asyncio.wait({turns, stopped})
+            await self._disconnect()
+        if not turns.cancelled():
+            turns.result()  # an error in it is ours
+
+    async def _take_turns(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            began = loop.time()
+            pause = self._measure_every
+            try:
+                async with asyncio.timeout(_TURN):
+                    if not await self._turn():
+                        pause = min(_SOON, pause)
+            except (psycopg.Error, TimeoutError) as problem:
+                await self._disconnect()
+                pause = self._failed(problem)
+            else:
+                self._works()
+            await happens(self._stopping, max(0.0, began + pause - loop.time()))
+
+    async def _turn(self) -> bool:
+        """Measure, read, keep; False if another daemon is measuring, and what there is to read until then is old or nothing."""
+        connection = await self._connected()
+        await self._measure(connection)
+        is_fresh = False
+        cursor = await connection.execute(sql.bind(sql.READ_FIGURES, self._schema))
+        if row := await cursor.fetchone():
+            figures, age = row
+            # What a newer version has measured as well is not for this one.
+            known = {field: figures[field] for field in Backlog._fields if field in figures}
+            self._on_figures(Backlog(**known), max(0.0, age))
+            is_fresh = age <= self._measure_every
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._keep_at:
+            tidied = await keep_archive(connection, schema=self._schema, keep=self._archive)
+            self._announcer.tell(tidied)
+            self._keep_at = loop.time() + (min(_AGAIN, self._keep_every) if tidied.left else self._keep_every)
+        return is_fresh
+
+    async def _measure(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Measure, unless another daemon is at it or has just done it."""
+        async with connection.transaction():
+            await connection.execute(sql.CONFIGURE_JANITOR)
+            if not await self._says_yes(connection, sql.TRY_MEASURE):
+                return
+            # Not the whole interval: one that comes round a little early would wait for another.
+            if await self._says_yes(connection, sql.FIGURES_ARE_FRESH, 0.75 * self._measure_every):
+                return
+            backlog = await measure_backlog(connection, schema=self._schema)
+            await connection.execute(sql.bind(sql.STORE_FIGURES, self._schema), (json.dumps(backlog._asdict()),))
+
+    async def _says_yes(self, connection: psycopg.AsyncConnection[Any], statement: str, *parameters: object) -> bool:
+        cursor = await connection.execute(sql.bind(statement, self._schema), parameters or None)
+        return await cursor.fetchone() == (True,)
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is None:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._dsn,
+                autocommit=True,
+                application_name="outboxd janitor",
+                connect_timeout=5,
+                target_session_attrs="read-write",
+                keepalives_idle=15,
+                keepalives_interval=5,
+                keepalives_count=3,
+                tcp_user_timeout=30_000,
+                prepare_threshold=None,  # there may be a transaction pooler in between, and nothing here is done often
+            )
+            # Whatever the database's default is: in a stricter isolation, what is asked after a lock would be seen as it was before it.
+            await self._connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _failed(self, problem: Exception) -> float:
+        """Say so once, and return the seconds until the next try."""
+        self._failures += 1
+        if self._failures == 1:
+            self._failed_at = asyncio.get_running_loop().time()
+            log.warning("the janitor cannot work: %s", told(problem))
+        return self._outage.delay(self._failures)
+
+    def _works(self) -> None:
+        if self._failures:
+            seconds = asyncio.get_running_loop().time() - self._failed_at
+            log.warning("the janitor works again, after %.1f s and %d tries", seconds, self._failures)
+            self._failures = 0

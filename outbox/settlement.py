@@ -1,44 +1,29 @@
-"""What becomes of each claimed row, decided from its outcome. Pure: `outbox.source` carries it out."""
+"""What becomes of each claimed row, decided from its outcome. Pure: `outbox.source` carries it out.
+
+Everything here keeps two sentences: a row goes nowhere before an earlier row of its key, and all rows of a key that are held are in one
+hold.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bridges.errors import storable
 from bridges.ports import Outcome, Published, Reason, Rejected, Released, Retry
+from outbox.rows import SAME_FOR_ALL, Policy, Surroundings, destination_of, hold_of_destination, hold_of_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import timedelta
 
     from bridges.backoff import Backoff
-    from bridges.message import Message
+    from outbox.rows import Row, Table
 
-Table = Literal["messages", "deferred", "held"]
-Aside = Literal["early", "expired", "joins"]
-
-
-class Row(NamedTuple):
-    """A claimed row.
-
-    Attributes:
-        message: what it holds.
-        table: where it was claimed from.
-        position: its place in the outbox.
-        lane: its key's lane.
-        aside: why it is not to be sent now: its ``deliver_at`` is still to come, its ``expires_at`` has passed, or its key has a hold
-            that it joins.
-        hold: the hold it was claimed from, if any.
-        attempts: how often it, or the head of its hold, has failed.
-    """
-
-    message: Message
-    table: Table
-    position: int
-    lane: int
-    aside: Aside | None = None
-    hold: str | None = None
-    attempts: int = 0
+_GIVEN_UP: Final = {
+    "expired": (Reason.EXPIRED, "expires_at passed before it could be sent"),
+    "oversized": (Reason.TOO_LARGE, "the payload is over the limit of the outbox (outboxd migrate --max-payload)"),
+}
 
 
 class Dead(NamedTuple):
@@ -60,48 +45,98 @@ class Deferred(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A hold whose head, by its position, has failed: due again in ``seconds``."""
+    """A row to wait in a hold."""
+
+    position: int
+    hold: str
+
+
+class Hold(NamedTuple):
+    """A hold as it is to be.
+
+    Attributes:
+        hold: its name.
+        head: the position of the row that has failed ``attempts`` times; None if none has.
+        lane: the lane of its rows.
+        seconds: from now until it is due; None: an operator decides.
+        attempts: of the head.
+        error: of the head, or of the destination.
+        destination: the one that its rows wait for; None for the hold of a key.
+    """
 
     hold: str
-    head: int
+    head: int | None
     lane: int
-    seconds: float
+    seconds: float | None
     attempts: int
-    error: str
+    error: str | None
+    destination: str | None = None
+
+
+class Archived(NamedTuple):
+    """A row to be kept."""
+
+    position: int
+    destination: str
+    keep: timedelta
+
+
+class Rehold(NamedTuple):
+    """All rows of a key, from one hold to another."""
+
+    key: str
+    before: str
+    after: str
 
 
 @dataclass(slots=True)
 class Settlement:
     """Where the rows of one claim go. Rows that are in none of these stay where they are."""
 
+    policy: Callable[[str], Policy] = lambda _: SAME_FOR_ALL
+    around: Surroundings = field(default_factory=Surroundings)
     published: dict[Table, list[int]] = field(default_factory=lambda: {"messages": [], "deferred": [], "held": []})
+    archived: list[Archived] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
     deferred: list[Deferred] = field(default_factory=list)
-    held: list[int] = field(default_factory=list)
-    holds: dict[str, Held] = field(default_factory=dict)
+    held: list[Held] = field(default_factory=list)
+    reheld: list[Rehold] = field(default_factory=list)
+    holds: dict[str, Hold] = field(default_factory=dict)
     advanced: set[str] = field(default_factory=set)
-    """Holds whose head has left."""
+    """Holds of which something has left."""
     stay: set[int] = field(default_factory=set)
     """Positions of the rows that stay in the FIFO."""
+    _waits: dict[str, str | None] = field(default_factory=dict, compare=False)
+    """Keys of which a row waits: what is behind it joins that hold, or stays where it is."""
 
     @property
     def changes_something(self) -> bool:
         """Whether any row goes anywhere."""
-        return bool(any(self.published.values()) or self.dead or self.deferred or self.held or self.holds)
+        return bool(any(self.published.values()) or self.archived or self.dead or self.deferred or self.held or self.holds)
 
-    def set_aside(self, rows: Iterable[Row]) -> list[Row]:
+    def set_aside(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Decide about the rows that are not to be sent now, and return those that are."""
-        to_send = []
+        around = self.around
+        if not (around.away or around.holds) and all(row.aside is None and (row.hold is None or row.table == "held") for row in rows):
+            return rows
+        to_send: list[Row] = []
+        sending: set[str] = set()
         for row in rows:
-            match row.aside:
-                case None:
-                    to_send.append(row)
-                case "expired":
-                    self._give_up(row, Reason.EXPIRED, row.attempts, "expires_at passed before it could be sent")
-                case "early":
-                    self.deferred.append(Deferred(row.position, None, 0, None))
-                case "joins":
-                    self.held.append(row.position)
+            key = self._key_of(row)
+            if row.aside == "early":
+                self.deferred.append(Deferred(row.position, None, 0, None))
+            elif key is not None and key in self._waits:
+                self._wait_behind(row, self._waits[key])
+            elif row.aside is not None:
+                self._set_unsendable_aside(row, *_GIVEN_UP[row.aside], behind=key in sending)
+            elif key is not None and self._joins(row):
+                self._wait_behind(row, row.hold)
+            elif key not in sending and (destination := self._waited_for(row)):
+                self._wait_for(row, destination, None)
+            else:
+                to_send.append(row)
+                if key is not None:
+                    sending.add(key)
         return to_send
 
     def decide(self, rows: Sequence[Row], outcomes: Sequence[Outcome], retry: Backoff) -> None:
@@ -109,14 +144,93 @@ class Settlement:
         for row, outcome in zip(rows, outcomes, strict=True):
             match outcome:
                 case Published():
-                    self.published[row.table].append(row.position)
-                    self._advance(row)
+                    self._let_go(row)
                 case Rejected(reason=reason, detail=detail):
                     self._give_up(row, reason, row.attempts + 1, detail)
                 case Retry():
                     self._try_again(row, outcome, retry)
                 case Released():
                     self._leave(row, outcome)
+
+    def _key_of(self, row: Row) -> str | None:
+        """Return the key whose order the row keeps, if it keeps one."""
+        key = row.message.key
+        return key if key is not None and self.policy(row.message.topic).ordered else None
+
+    # --- before sending
+
+    def _joins(self, row: Row) -> bool:
+        """Say whether its key has a hold, of which there is more than was claimed: the row goes behind that."""
+        return row.table != "held" and row.hold is not None and row.hold not in self.around.whole
+
+    def _waited_for(self, row: Row) -> str | None:
+        """Return the row's destination if it is away, or has a queue, of which there is more than was claimed."""
+        destination = self.policy(row.message.topic).destination
+        if destination is None:
+            return None
+        hold = hold_of_destination(destination, row.lane)
+        has_queue = row.table != "held" and hold in self.around.holds and hold not in self.around.whole
+        return destination if has_queue or destination in self.around.away else None
+
+    def _hold_for(self, destination: str, row: Row, error: str | None) -> Hold:
+        return Hold(hold_of_destination(destination, row.lane), None, row.lane, 0.0, 0, error, destination)
+
+    def _wait_for(self, row: Row, destination: str, error: str | None) -> None:
+        """Let a row wait for a destination that is away: in its queue, unless it has one already that it must not leave."""
+        seconds = self.around.away.get(destination, 0.0)
+        key = self._key_of(row)
+        into: str | None
+        if row.table == "held":
+            into = self._wait_held(row, destination, seconds, error)
+        elif row.table == "deferred" and row.attempts:
+            into = None
+            self.deferred.append(Deferred(row.position, max(seconds, 0.1), row.attempts, error))
+        elif destination in self.around.full:
+            into = None
+            self._stay(row)
+        else:
+            hold = self._hold_for(destination, row, error)
+            into = hold.hold
+            self.held.append(Held(row.position, into))
+            self.holds.setdefault(into, hold)
+        if key is not None:
+            self._waits.setdefault(key, into)
+
+    def _wait_held(self, row: Row, destination: str, seconds: float, error: str | None) -> str | None:
+        """Let a row that is in some hold wait for a destination, and return the hold in which it then is."""
+        own = self._hold_for(destination, row, error)
+        key = row.message.key
+        if row.hold == own.hold or row.hold is None:
+            return row.hold
+        if key is not None and row.hold == hold_of_key(key):
+            # It keeps its place behind its key's head, and its attempts; only the time moves.
+            self.holds[row.hold] = Hold(row.hold, row.position if row.attempts else None, row.lane, max(seconds, 0.1), row.attempts, error)
+            self.advanced.discard(row.hold)
+            return row.hold
+        # It was behind another destination's row of its key, which has gone: now it waits for its own, and its key behind it.
+        self._advance(row)
+        self.holds.setdefault(own.hold, own)
+        if key is None:
+            self.held.append(Held(row.position, own.hold))
+        else:
+            self.reheld.append(Rehold(key, row.hold, own.hold))
+        return own.hold
+
+    def _set_unsendable_aside(self, row: Row, reason: Reason, error: str, *, behind: bool) -> None:
+        if behind and self.policy(row.message.topic).holds_after_dead:
+            self._stay(row)  # what is ahead of it must be settled before its key can wait for an operator
+        else:
+            self._give_up(row, reason, row.attempts, error)
+
+    # --- after sending
+
+    def _let_go(self, row: Row) -> None:
+        policy = self.policy(row.message.topic)
+        if policy.keep is None:
+            self.published[row.table].append(row.position)
+        else:
+            self.archived.append(Archived(row.position, policy.sink, policy.keep))
+        self._advance(row)
 
     def _try_again(self, row: Row, outcome: Retry, retry: Backoff) -> None:
         attempts = row.attempts + 1
@@ -125,27 +239,63 @@ class Settlement:
             self._give_up(row, Reason.ATTEMPTS, attempts, error)
             return
         seconds = outcome.after if outcome.after is not None else retry.delay(attempts)
-        if row.message.key is None:
+        if self._key_of(row) is None:
             self.deferred.append(Deferred(row.position, seconds, attempts, error))
-            return
-        hold = row.hold or f"key:{row.message.key}"
-        self.holds[hold] = Held(hold, row.position, row.lane, seconds, attempts, error)
+            self._advance(row)
+        else:
+            self._hold_key(row, seconds, attempts, error)
+
+    def _hold_key(self, row: Row, seconds: float | None, attempts: int, error: str, *, with_row: bool = True) -> None:
+        """Let the row's key wait: with the row as its head, or behind its dead letter."""
+        key = row.message.key
+        assert key is not None
+        hold = hold_of_key(key)
+        if row.table != "held":
+            if row.hold is not None and row.hold != hold:  # its key was in another hold, which was claimed whole
+                self.reheld.append(Rehold(key, row.hold, hold))
+            if with_row:
+                self.held.append(Held(row.position, hold))
+        elif row.hold is not None and row.hold != hold:
+            self.reheld.append(Rehold(key, row.hold, hold))
+            self._advance(row)
+        self.holds[hold] = Hold(hold, row.position, row.lane, seconds, attempts, error)
         self.advanced.discard(hold)
-        if row.hold is None:
-            self.held.append(row.position)
+        self._waits[key] = hold
 
     def _leave(self, row: Row, outcome: Released) -> None:
-        # Behind a head that fails, a row joins the head's hold. Behind one that is dead, or that was only released, it stays.
-        key = row.message.key
-        if outcome.reason is Reason.BEHIND and row.hold is None and key is not None and f"key:{key}" in self.holds:
-            self.held.append(row.position)
-        elif row.table == "messages":
+        key = self._key_of(row)
+        if outcome.reason is Reason.BEHIND:
+            self._wait_behind(row, self._waits.get(key) if key is not None else None)
+        elif outcome.destination is not None:
+            self._wait_for(row, outcome.destination, storable(f"{outcome.reason}: {outcome.detail}"))
+        else:
+            self._stay(row)
+            if key is not None:
+                self._waits.setdefault(key, row.hold if row.table == "held" else None)
+
+    def _wait_behind(self, row: Row, hold: str | None) -> None:
+        """Let a row wait behind an earlier one of its key: where that one is, or where it is itself."""
+        if row.table == "held":
+            return  # its hold goes where its key's first row goes
+        if hold is None or destination_of(hold) in self.around.full:
+            self._stay(row)
+        else:
+            self.held.append(Held(row.position, hold))
+
+    # --- both
+
+    def _stay(self, row: Row) -> None:
+        if row.table == "messages":
             self.stay.add(row.position)
 
     def _give_up(self, row: Row, reason: Reason, attempts: int, error: str) -> None:
-        self.dead.append(Dead(row.position, reason, attempts, storable(error)))
-        self._advance(row)
+        error = storable(error)
+        self.dead.append(Dead(row.position, reason, attempts, error))
+        if self.policy(row.message.topic).holds_after_dead and self._key_of(row) is not None:
+            self._hold_key(row, None, 0, f"dead: {reason}: {error}", with_row=False)
+        else:
+            self._advance(row)
 
     def _advance(self, row: Row) -> None:
-        if row.hold is not None:
+        if row.table == "held" and row.hold is not None and row.hold not in self.holds:
             self.advanced.add(row.hold)

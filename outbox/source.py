@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, LiteralString, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg
 from psycopg.adapt import Loader
@@ -17,21 +17,29 @@ from bridges.deadline import happens
 from bridges.errors import SourceUnavailable, told
 from bridges.message import NO_HEADERS, Message
 from outbox import sql
+from outbox.batch import OutboxBatch
+from outbox.destinations import Destinations
 from outbox.doorbell import Doorbell
 from outbox.floors import Floors, Seen
-from outbox.settlement import Row, Settlement
+from outbox.rows import SAME_FOR_ALL, Policy, Row, Surroundings
+from outbox.settlement import Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from psycopg.abc import Buffer
 
-    from bridges.ports import Outcome
-    from outbox.settlement import Table
+    from bridges.breaker import Breaker
+    from outbox.rows import Table
 
 log = logging.getLogger("outboxd.source")
 
 LANES: Final = 64
+
+_OF_HOLDS: Final = 0.75
+"""The share of a claim that holds may fill: a long queue drains at most of the pump's speed, and what is newer still moves."""
+_ROUNDS: Final = 16
+"""How often a claim that only sets rows aside goes on at once; then it shows itself, so that nobody takes it for stuck."""
 
 RETRY: Final = Backoff(first=1.0, cap=300.0, max_attempts=20)
 """The default for a `Retry`: at most an hour in all, since nobody knows whose fault it is."""
@@ -52,6 +60,9 @@ class OutboxSource:
         retry: how long a `Retry` waits, and after how many attempts it is dead.
         claim_timeout: seconds after which Postgres ends a claim whose pump says nothing. Above the Bridge's ``publish_timeout``.
         sweep_every: seconds between claims that ignore the floor; see `outbox.floors`.
+        policy: what a topic's route says of its messages.
+        breakers: of the destinations that `policy` names: what goes to one that is away is set aside, and the others go on.
+        max_held: rows that may be set aside for one destination; beyond it they stay in the queue.
     """
 
     def __init__(
@@ -65,6 +76,9 @@ class OutboxSource:
         retry: Backoff = RETRY,
         claim_timeout: float = 60.0,
         sweep_every: float | None = 10.0,
+        policy: Callable[[str], Policy] = lambda _: SAME_FOR_ALL,
+        breakers: Iterable[Breaker] = (),
+        max_held: int = 1_000_000,
     ) -> None:
         self._dsn = dsn
         self._schema = schema
@@ -73,6 +87,8 @@ class OutboxSource:
         self._listen = doorbell
         self._retry = retry
         self._claim_timeout = claim_timeout
+        self._policy = policy
+        self._destinations = Destinations(breakers, schema=schema, lanes=LANES, max_held=max_held)
         self._floors = Floors(sweep_every=sweep_every)
         self._doorbell = Doorbell(self._connect, self._look, schema=schema, poll_interval=poll_interval, listen=doorbell)
         self._idle: list[psycopg.AsyncConnection[Any]] = []
@@ -102,7 +118,7 @@ class OutboxSource:
         try:
             connection = self._idle.pop() if self._idle else await self._connect()
             batch = await self._claimed(connection, limit)
-            self._fruitless = 0 if batch.messages else self._fruitless + 1
+            self._fruitless = 0 if batch.messages or batch.moved else self._fruitless + 1
             if batch.owns_lanes:  # one that found every lane taken knows nothing of what there is to do
                 self._busy = len(batch.messages) >= limit
             yield batch
@@ -137,13 +153,15 @@ class OutboxSource:
     async def _look(self, connection: psycopg.AsyncConnection[Any]) -> tuple[bool, float | None]:
         """Say whether anything is due, and else in how many seconds something will be, if that is known."""
         now = asyncio.get_running_loop().time()
-        floor = self._floors.start(range(LANES), now)
-        cursor = await connection.execute(sql.bind(sql.PROBE, self._schema), (floor,))
+        parameters = {"floor": self._floors.start(range(LANES), now), "away": list(self._destinations.away())}
+        cursor = await connection.execute(sql.bind(sql.PROBE, self._schema), parameters)
         row = await cursor.fetchone()
         assert row is not None
-        if not row[0]:
+        due, due_in = row
+        if not due:
             self._floors.swept(range(LANES), now)
-        return row[0], row[1]
+        waits = [seconds for seconds in (due_in, self._destinations.next_try()) if seconds is not None]
+        return due, min(waits, default=None)
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         try:
@@ -167,45 +185,67 @@ class OutboxSource:
 
     async def _claimed(self, connection: psycopg.AsyncConnection[Any], limit: int) -> OutboxBatch:
         """Claim until there is something to send, or nothing at all: rows that are only set aside are settled on the way."""
-        while True:
+        for round_ in range(_ROUNDS):
             ticket = self._floors.ticket()
-            lanes = await self._own_lanes(connection)
+            lanes, tried = await self._own_lanes(connection)
             now = asyncio.get_running_loop().time()
-            rows, seen = await self._select_due(connection, lanes, limit, self._floors.start(lanes, now), ticket)
-            self._floors.swept(lanes, now)
-            settlement = Settlement()
+            away = self._destinations.away(but=tried)
+            if tried is None:
+                rows, seen, holds = await self._select_due(connection, lanes, limit, self._floors.start(lanes, now), ticket, list(away))
+                self._floors.swept(lanes, now)
+            else:
+                rows, seen, holds = await self._select_tried(connection, lanes, limit, [*away]), None, frozenset()
+            around = Surroundings(
+                away=away,
+                full=await self._destinations.full(connection, away),
+                holds=holds,
+                whole=_whole(rows, _of_holds(limit)),
+            )
+            settlement = Settlement(self._policy, around)
             to_send = settlement.set_aside(rows)
-            batch = OutboxBatch(connection, self._schema, to_send, settlement, self._retry, self._note_floor(lanes, rows, seen))
+            batch = OutboxBatch(connection, self._schema, to_send, settlement, self._retry, self._note_settled(lanes, rows, seen))
             batch.owns_lanes = bool(lanes)
+            batch.moved = round_ > 0
             if to_send or not settlement.changes_something:
-                return batch
+                break
             await batch.settle([])
+            batch.moved = True
+        return batch
 
-    async def _own_lanes(self, connection: psycopg.AsyncConnection[Any]) -> list[int]:
+    async def _own_lanes(self, connection: psycopg.AsyncConnection[Any]) -> tuple[list[int], str | None]:
+        """Begin a claim and own some lanes; or one lane, for the destination that is to be tried, if one is."""
         timeout = f"{int(self._claim_timeout * 1000)}ms"
-        # Everything, if there is little to do: one claim then sees all that is due. A share each, if there is much.
-        share = self._share if self._busy else LANES
+        tried = self._destinations.to_try()
         async with connection.pipeline():
             await connection.execute(sql.BEGIN_CLAIM)
             await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
-            cursor = await connection.execute(sql.bind(sql.OWN_LANES, self._schema), (self._next_lane, share))
+        if tried is not None:
+            cursor = await connection.execute(sql.bind(sql.OWN_LANE_OF_DESTINATION, self._schema), (tried,))
+            if lanes := [lane for (lane,) in await cursor.fetchall()]:
+                return lanes, tried
+        # Everything, if there is little to do: one claim then sees all that is due. A share each, if there is much.
+        share = self._share if self._busy else LANES
+        cursor = await connection.execute(sql.bind(sql.OWN_LANES, self._schema), (self._next_lane, share))
         lanes = [lane for (lane,) in await cursor.fetchall()]
         if lanes:
             self._next_lane = (lanes[-1] + 1) % LANES
-        return lanes
+        return lanes, None
 
     async def _select_due(
-        self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int, ticket: int
-    ) -> tuple[list[Row], Seen | None]:
+        self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int, ticket: int, away: list[str]
+    ) -> tuple[list[Row], Seen | None, frozenset[str]]:
         if not lanes:
-            return [], None
-        parameters = {"lanes": list(lanes), "limit": limit, "floor": floor}
-        statements = (sql.CLAIM_HELD, sql.CLAIM_DEFERRED, sql.CLAIM_PRIORITY, sql.SEE_HORIZON, sql.CLAIM_FIFO)
+            return [], None, frozenset()
+        parameters = {"lanes": list(lanes), "limit": limit, "of_holds": _of_holds(limit), "floor": floor, "away": away}
+        statements = (
+            sql.SEE_DESTINATIONS, sql.CLAIM_HELD, sql.CLAIM_DEFERRED, sql.CLAIM_PRIORITY, sql.SEE_HORIZON, sql.CLAIM_FIFO
+        )  # fmt: skip
         async with connection.pipeline():
-            held, deferred, first, horizon, due = [
+            destinations, held, deferred, first, horizon, due = [
                 await connection.cursor(binary=True).execute(sql.bind(statement, self._schema), parameters) for statement in statements
             ]
-            rows = _rows("held", await held.fetchall())
+            holds = frozenset(hold for (hold,) in await destinations.fetchall())
+            rows = _held_rows(await held.fetchall())
             rows += _rows("deferred", await deferred.fetchall())
             rows += _rows("messages", await first.fetchall())
             ((xmin, xid),) = await horizon.fetchall()
@@ -217,13 +257,21 @@ class OutboxSource:
             exhausted = len(fifo) < min(limit, room + 1)
             seen = Seen(last=taken[-1].position, exhausted=exhausted, xmin=xmin, xid=xid, ticket=ticket)
         rows += taken
-        return rows[:limit], seen
+        return rows[:limit], seen, holds
 
-    def _note_floor(self, lanes: Sequence[int], rows: Sequence[Row], seen: Seen | None) -> Callable[[set[int]], None]:
-        def note(stay: set[int]) -> None:
+    async def _select_tried(self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, away: list[str]) -> list[Row]:
+        """Claim from the holds of the lane alone: one real batch for the destination that is tried."""
+        parameters = {"lanes": list(lanes), "of_holds": limit, "away": away}
+        cursor = await connection.cursor(binary=True).execute(sql.bind(sql.CLAIM_HELD, self._schema), parameters)
+        return _held_rows(await cursor.fetchall())
+
+    def _note_settled(self, lanes: Sequence[int], rows: Sequence[Row], seen: Seen | None) -> Callable[[Settlement], None]:
+        def note(settlement: Settlement) -> None:
+            self._destinations.note(settlement)
             if seen is None:
                 return
             # Above a row that stays, nothing is settled as far as a floor is concerned.
+            stay = settlement.stay
             first = min(stay, default=seen.last + 1)
             if below := [row.position for row in rows if row.table == "messages" and row.position < first]:
                 last = min(seen.last, max(below))
@@ -232,91 +280,27 @@ class OutboxSource:
         return note
 
 
-class OutboxBatch:
-    """What one claim holds. `settle` moves the rows and commits; left without it, everything stays as it was."""
-
-    def __init__(
-        self,
-        connection: psycopg.AsyncConnection[Any],
-        schema: str,
-        rows: Sequence[Row],
-        settlement: Settlement,
-        retry: Backoff,
-        note_floor: Callable[[set[int]], None],
-    ) -> None:
-        self._connection = connection
-        self._schema = schema
-        self._rows = rows
-        self._settlement = settlement
-        self._retry = retry
-        self._note_floor = note_floor
-        self._open = True
-        self.owns_lanes = True
-        self.messages = [row.message for row in rows]
-
-    async def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Delete what was published, move what was not where it belongs, and commit. An outage changes and counts nothing.
-
-        Raises psycopg's errors: a settlement whose answer was lost counts as not made, and the messages may go out again.
-        """
-        self._settlement.decide(self._rows, outcomes, self._retry)
-        if not self._settlement.changes_something:
-            return  # leaving gives all back
-        self._open = False
-        # Cancelled in the middle, the commit may or may not have happened: it is finished first.
-        settling = asyncio.ensure_future(self._execute(self._settlement))
-        try:
-            await asyncio.shield(settling)
-        except asyncio.CancelledError:
-            await asyncio.wait({settling})
-            raise
-        self._note_floor(self._settlement.stay)
-
-    async def give_back(self) -> None:
-        """Roll back, unless settled."""
-        if self._open:
-            self._open = False
-            await self._connection.execute("ROLLBACK")
-
-    async def _execute(self, settlement: Settlement) -> None:
-        connection, schema = self._connection, self._schema
-        async with connection.pipeline():
-            for table, statement in _DELETES.items():
-                if positions := settlement.published[table]:
-                    await connection.execute(sql.bind(statement, schema), (_array(positions),))
-            if dead := settlement.dead:
-                positions, reasons, attempts, errors = map(list, zip(*dead, strict=True))
-                parameters = {"positions": positions, "reasons": reasons, "attempts": attempts, "errors": errors}
-                await connection.execute(sql.bind(sql.MOVE_TO_DEAD, schema), parameters)
-            if deferred := settlement.deferred:
-                positions, seconds, attempts, errors = map(list, zip(*deferred, strict=True))
-                parameters = {"positions": positions, "seconds": seconds, "attempts": attempts, "errors": errors}
-                await connection.execute(sql.bind(sql.MOVE_TO_DEFERRED, schema), parameters)
-            if settlement.held:
-                await connection.execute(sql.bind(sql.MOVE_TO_HELD, schema), {"positions": settlement.held})
-            if held := settlement.holds.values():
-                holds, heads, lanes, seconds, attempts, errors = map(list, zip(*held, strict=True))
-                parameters = {"holds": holds, "heads": heads, "lanes": lanes, "seconds": seconds, "attempts": attempts, "errors": errors}
-                await connection.execute(sql.bind(sql.HOLD_KEYS, schema), parameters)
-            if advanced := list(settlement.advanced):
-                await connection.execute(sql.bind(sql.ADVANCE_HOLDS, schema), (advanced,))
-                await connection.execute(sql.bind(sql.END_HOLDS, schema), (advanced,))
-            await connection.execute("COMMIT")
-        for row in settlement.dead:
-            log.error("dead letter: position %d: %s: %s", row.position, row.reason, row.error)
+def _of_holds(limit: int) -> int:
+    return max(1, int(limit * _OF_HOLDS))
 
 
-_DELETES: Final[dict[Table, LiteralString]] = {
-    "messages": sql.DELETE_MESSAGES,
-    "deferred": sql.DELETE_DEFERRED,
-    "held": sql.DELETE_HELD,
-}
+def _whole(rows: Sequence[Row], limit: int) -> frozenset[str]:
+    """Return the holds that were claimed to their ends, if fewer rows were found than were asked for."""
+    held = [row for row in rows if row.table == "held"]
+    if len(held) >= limit:
+        return frozenset()
+    return frozenset(row.hold for row in held if row.drains and row.hold is not None)
 
 
 def _rows(table: Table, fetched: Sequence[tuple[Any, ...]]) -> list[Row]:
     # _make takes a slice as it is, in half the time of a call with each field by itself; and this runs for every row.
     message = Message._make
     return [Row(message(columns[:7]), table, *columns[7:]) for columns in fetched]
+
+
+def _held_rows(fetched: Sequence[tuple[Any, ...]]) -> list[Row]:
+    """Return held rows, in the order of each hold."""
+    return sorted(_rows("held", fetched), key=lambda row: (row.hold, row.position))
 
 
 class _HeadersLoader(Loader):
@@ -330,8 +314,3 @@ class _HeadersLoader(Loader):
             return NO_HEADERS
         headers: Mapping[str, str] = json.loads(content[1:].decode())
         return headers
-
-
-def _array(positions: Sequence[int]) -> str:
-    """Return the positions as Postgres writes an array: ten times faster than to adapt them one by one."""
-    return "{" + ",".join(map(str, positions)) + "}"

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +20,24 @@ from prometheus_client import Counter, Histogram
 from bridges.backoff import Backoff
 from bridges.bridge import Bridge
 from bridges.deadline import happens
-from bridges.errors import ConfigurationError, told
-from bridges.observed import Metrics, ObservedSink, ObservedSource, Progress
+from bridges.errors import ConfigurationError
+from bridges.observed import Metrics, ObservedSource, Progress
 from bridges.ports import Published, Released
-from bridges.router import Route, Router
-from bridges.topics import Pattern
+from bridges.router import Router
 from dedupe.consumer import Consumer
 from migrations.names import MigrationError
 from migrations.runner import check_up_to_date
 from outbox.daemon.brokers import Broker, make_broker
 from outbox.daemon.health import Health
 from outbox.daemon.http import make_server
+from outbox.daemon.routing import make_routing
 from outbox.daemon.telemetry import set_up_logging, set_up_tracing
-from outbox.janitor import measure_backlog
+from outbox.daemon.tidy import archived, keep_consumers_days
+from outbox.janitor import Janitor
 from outbox.source import OutboxSource
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from bridges.message import Message
     from bridges.ports import Outcome, Sink
@@ -101,7 +101,7 @@ class _Daemon:
         self._metrics = Metrics()
         self._consumer_metrics = _ConsumerMetrics()
         # A loop may rightly take as long as its batch may.
-        self._health = Health(stall_after=max(settings.http.stall_after, 2 * settings.pump.publish_timeout))
+        self._health = Health(stall_after=max(settings.http.stall_after, 2 * settings.pump.publish_timeout), sinks=settings.sinks)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -117,7 +117,7 @@ class _Daemon:
             async with asyncio.TaskGroup() as group:
                 consuming = [group.create_task(running, name=f"consumer {consumer.name}") for consumer, running in consumers]
                 pumping = group.create_task(pump.run(), name="pump") if pump else None
-                background = [group.create_task(self._measure())]
+                background = [group.create_task(chore) for chore in self._chores([consumer for consumer, _ in consumers])]
                 if settings.http.listen:
                     server = make_server(settings.http.listen, self._health)
                     background.append(group.create_task(server.serve()))
@@ -176,13 +176,7 @@ class _Daemon:
         sinks = {route.sink: Progress() for route in settings.routes}
         for name, sink_progress in sinks.items():
             self._health.watch(f"sink {name}", sink_progress)
-        routes = [
-            Route(
-                Pattern(route.topics),
-                ObservedSink(brokers[route.sink].sink(route.destination), route.sink, self._metrics, sinks[route.sink]),
-            )
-            for route in settings.routes
-        ]
+        routing = make_routing(settings, brokers, self._metrics, sinks)
         source = OutboxSource(
             settings.postgres.dsn.get_secret_value(),
             schema=settings.postgres.schema_,
@@ -191,11 +185,14 @@ class _Daemon:
             doorbell=settings.postgres.doorbell,
             retry=pump.retry.backoff(),
             claim_timeout=2 * pump.publish_timeout,
+            policy=routing.policy,
+            breakers=routing.breakers,
+            max_held=pump.max_held,
         )
         await stack.enter_async_context(source)
         return Bridge(
             ObservedSource(source, "outbox", self._metrics, progress),
-            Router(routes),
+            Router(routing.routes),
             name="pump",
             batch=pump.batch,
             claims=pump.claims,
@@ -232,31 +229,35 @@ class _Daemon:
             return timed
 
         dsn = (section.dsn or settings.postgres.dsn).get_secret_value()
-        running = consumer.run(source, dsn=dsn, schema=settings.postgres.dedupe_schema, wrap=wrap, wrap_handler=time_handler)
+        running = consumer.run(
+            source,
+            dsn=dsn,
+            schema=settings.postgres.dedupe_schema,
+            keep=settings.dedupe.keep,
+            wrap=wrap,
+            wrap_handler=time_handler,
+        )
         return consumer, running
 
-    async def _measure(self) -> None:
-        """Measure the backlog at intervals, on a connection of its own."""
-        if not self._settings.routes:
-            return
-        failing = False
-        while True:
-            began = time.monotonic()
-            try:
-                async with await psycopg.AsyncConnection.connect(
-                    self._settings.postgres.dsn.get_secret_value(),
-                    autocommit=True,
-                    connect_timeout=5,
-                    application_name="outboxd measure",
-                    options="-c statement_timeout=10000",
-                ) as connection:
-                    self._health.note_backlog(await measure_backlog(connection, schema=self._settings.postgres.schema_))
-                failing = False
-            except psycopg.Error as problem:
-                if not failing:
-                    log.warning("the backlog cannot be measured: %s", told(problem))
-                failing = True
-            await asyncio.sleep(max(0.0, self._settings.http.measure_every - (time.monotonic() - began)))
+    def _chores(self, consumers: Sequence[Consumer]) -> Iterator[Coroutine[Any, Any, None]]:
+        """Yield what runs beside the pump and the consumers, in nobody's way: the janitor, and one for each database of consumers."""
+        settings = self._settings
+        dsn = settings.postgres.dsn.get_secret_value()
+        if settings.routes:
+            yield Janitor(
+                dsn,
+                self._health.note_backlog,
+                schema=settings.postgres.schema_,
+                measure_every=settings.http.measure_every,
+                archive=archived(settings),
+            ).run()
+        places = {
+            # As `Consumer.run` chooses: what it was made with comes first.
+            (consumer.dsn or (section.dsn or settings.postgres.dsn).get_secret_value(), consumer.schema or settings.postgres.dedupe_schema)
+            for consumer, section in zip(consumers, settings.consumers, strict=True)
+        }
+        for where, schema in places:
+            yield keep_consumers_days(where, schema=schema, keep=settings.dedupe.keep)
 
 
 class _ConsumerMetrics:

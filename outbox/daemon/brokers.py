@@ -15,6 +15,7 @@ from outbox.daemon.config import InProcessSection, JetStreamSection, KafkaSectio
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AsyncExitStack
+    from datetime import timedelta
 
     from bridges.ports import Sink, Source
     from outbox.daemon.config import RouteSection
@@ -23,14 +24,20 @@ if TYPE_CHECKING:
 class Broker(Protocol):
     """One of ``[sinks]``, connected to when it is used."""
 
-    def sink(self, destination: str) -> Sink:
-        """Return a Sink for a route, whose topics are called ``destination`` there."""
+    def sink(self, destination: str, *, ordered: bool = True) -> Sink:
+        """Return a Sink for a route, whose topics are called ``destination`` there, and which keeps the order of keys or need not."""
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         """Return a Source for a consumer: of ``topics`` in the broker's names, or of what its handlers' patterns and the routes say."""
 
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         """Return, in plain words, what is wrong with the broker's settings; nothing if all is well. Does not raise for trouble."""
+
+    async def risks(self, routes: Sequence[RouteSection], consumed: Sequence[str], keep: timedelta | None) -> list[tuple[str, str]]:
+        """Return how the broker's settings could lose a message or repeat an effect, each with what to do. Does not raise for trouble.
+
+        ``consumed`` is in the broker's names; ``keep`` is how long consumers remember what they have processed, None for ever.
+        """
 
 
 def make_broker(section: JetStreamSection | KafkaSection | InProcessSection, stack: AsyncExitStack) -> Broker:
@@ -58,10 +65,12 @@ class _JetStreamBroker:
         stack.push_async_callback(self._connection.close)
         self._stack = stack
 
-    def sink(self, destination: str) -> Sink:
+    def sink(self, destination: str, *, ordered: bool = True) -> Sink:
         from bridges.jetstream import JetStreamSink
 
-        return JetStreamSink(self._connection, stream=self._section.stream, subject=destination, timeout=self._section.timeout)
+        return JetStreamSink(
+            self._connection, stream=self._section.stream, subject=destination, timeout=self._section.timeout, ordered=ordered
+        )
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         from bridges.jetstream import JetStream, JetStreamSource
@@ -69,7 +78,7 @@ class _JetStreamBroker:
         # A connection of its own: one that a missed deadline of the sink throws away would take the claims with it.
         connection = JetStream(self._section.servers, security=self._section.security(), name=f"outboxd consumer {consumer}")
         self._stack.push_async_callback(connection.close)
-        subjects = list(topics or _destinations(patterns, routes))
+        subjects = list(topics or destinations(patterns, routes))
         if any(overlap(one, other) for place, one in enumerate(subjects) for other in subjects[:place]):
             subjects = []  # JetStream refuses filters that overlap; the whole stream, then, and the consumer skips what is not its own
         source = JetStreamSource(connection, stream=self._section.stream, durable=consumer, subjects=subjects)
@@ -79,7 +88,12 @@ class _JetStreamBroker:
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         from bridges.jetstream.settings import problems
 
-        return await problems(self._connection, self._section.stream, _destinations([route.topics for route in routes], routes))
+        return await problems(self._connection, self._section.stream, destinations([route.topics for route in routes], routes))
+
+    async def risks(self, routes: Sequence[RouteSection], consumed: Sequence[str], keep: timedelta | None) -> list[tuple[str, str]]:
+        from bridges.jetstream.settings import risks
+
+        return await risks(self._connection, self._section.stream, published=bool(routes), consumed=bool(consumed), keep=keep)
 
 
 class _KafkaBroker:
@@ -93,15 +107,15 @@ class _KafkaBroker:
         stack.push_async_callback(self._connection.close)
         self._stack = stack
 
-    def sink(self, destination: str) -> Sink:
+    def sink(self, destination: str, *, ordered: bool = True) -> Sink:
         from bridges.kafka import KafkaSink
 
-        return KafkaSink(self._connection, topic=destination, timeout=self._section.timeout)
+        return KafkaSink(self._connection, topic=destination, timeout=self._section.timeout, ordered=ordered)
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         from bridges.kafka import KafkaSource
 
-        names = list(topics or _destinations(patterns, routes))
+        names = list(topics or destinations(patterns, routes))
         if any("*" in name or ">" in name for name in names):
             source = KafkaSource(self._connection, group=consumer, pattern="|".join(map(_as_regex, names)))
         else:
@@ -112,8 +126,16 @@ class _KafkaBroker:
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         from bridges.kafka.settings import problems
 
-        names = [name for name in _destinations([route.topics for route in routes], routes) if "*" not in name and ">" not in name]
+        names = [name for name in destinations([route.topics for route in routes], routes) if "*" not in name and ">" not in name]
         return await problems(self._connection, names)
+
+    async def risks(self, routes: Sequence[RouteSection], consumed: Sequence[str], keep: timedelta | None) -> list[tuple[str, str]]:
+        from bridges.kafka.settings import risks
+
+        published = destinations([route.topics for route in routes], routes)
+        return await risks(
+            self._connection, published="|".join(map(_as_regex, published)), consumed="|".join(map(_as_regex, consumed)), keep=keep
+        )
 
 
 class _InProcessBroker:
@@ -124,11 +146,11 @@ class _InProcessBroker:
         self._broker = Embedded(buffer=section.buffer)
         stack.callback(self._broker.close)
 
-    def sink(self, destination: str) -> Sink:
+    def sink(self, destination: str, *, ordered: bool = True) -> Sink:
         from bridges.inprocess import InProcessSink
 
         assert destination == "{topic}", "the configuration allows no other name"
-        return InProcessSink(self._broker, timeout=self._section.timeout, drop_unheard=self._section.drop_unheard)
+        return InProcessSink(self._broker, timeout=self._section.timeout, drop_unheard=self._section.drop_unheard, ordered=ordered)
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         from bridges.inprocess import InProcessSource
@@ -138,8 +160,11 @@ class _InProcessBroker:
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         return []
 
+    async def risks(self, routes: Sequence[RouteSection], consumed: Sequence[str], keep: timedelta | None) -> list[tuple[str, str]]:
+        return []
 
-def _destinations(patterns: Sequence[str], routes: Sequence[RouteSection]) -> list[str]:
+
+def destinations(patterns: Sequence[str], routes: Sequence[RouteSection]) -> list[str]:
     """Return the broker's names for the topics that both a pattern and a route stand for, as patterns, without repetition."""
     names = [Destination(route.destination).of(pattern) for route in routes for pattern in patterns if overlap(pattern, route.topics)]
     return list(dict.fromkeys(names or patterns))

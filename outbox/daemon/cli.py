@@ -15,6 +15,7 @@ import typer
 from bridges.errors import ConfigurationError, OutboxError
 from migrations import runner
 from migrations.names import MigrationError
+from outbox.daemon import operate
 from outbox.daemon.config import checked_dsn, load, schemas_in_environment
 
 app = typer.Typer(
@@ -113,6 +114,45 @@ def check(config: ConfigFile = None) -> None:
         typer.echo(f"{wrong} {'problem' if wrong == 1 else 'problems'}")
         raise typer.Exit(1)
     typer.echo("all is well")
+
+
+@app.command()
+def status(
+    config: ConfigFile = None,
+    dsn: Dsn = None,
+    schema: Annotated[str | None, typer.Option(help="Where the outbox is, if not as configured.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on a line.")] = False,
+) -> None:
+    """Say what is in the outbox and who is at work on it. It needs no daemon, and no right but to read."""
+    from outbox.daemon.inspection import show_status
+
+    show_status(config, dsn, schema, as_json=json)
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on a line.")] = False,
+) -> None:
+    """Look for what is wrong with the outbox, its database and its brokers, and say what to do. Exit code 1 if there is anything."""
+    from outbox.daemon.inspection import show_findings
+
+    raise typer.Exit(1 if show_findings(config, as_json=json) else 0)
+
+
+@app.command()
+def tidy(
+    config: ConfigFile = None,
+    dsn: Annotated[str | None, typer.Option(help="The database, instead of the configured ones: as the owner of its schemas, say.")] = None,
+) -> None:
+    """Make the partitions of the days ahead and drop those that are over, once. A daemon whose role may not needs it every day."""
+    from outbox.daemon.tidy import tidy as tidy_once
+
+    raise typer.Exit(tidy_once(config, dsn))
+
+
+app.add_typer(operate.dead, name="dead")
+app.command()(operate.replay)
 
 
 @app.command()

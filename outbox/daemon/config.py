@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from bridges.backoff import Backoff
@@ -46,6 +57,26 @@ def _check_dsn(dsn: SecretStr | None) -> SecretStr | None:
 
 
 Dsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
+
+
+def _read_duration(value: object) -> object:
+    """Read "7 days"."""
+    if isinstance(value, timedelta) or value is None:
+        return value
+    match = re.fullmatch(r"([1-9]\d{0,5}) (second|minute|hour|day|week)s?", value) if isinstance(value, str) else None
+    if match is None:
+        msg = f"{value!r} is not a number and a unit, such as '7 days' or '12 hours'"
+        raise ValueError(msg)
+    return timedelta(**{f"{match[2]}s": int(match[1])})
+
+
+def _read_retention(value: object) -> object:
+    """Read "30 days", or "forever" as None."""
+    return None if value == "forever" else _read_duration(value)
+
+
+Duration = Annotated[timedelta | None, BeforeValidator(_read_duration)]
+Retention = Annotated[timedelta | None, BeforeValidator(_read_retention)]
 
 
 class PostgresSection(_Section):
@@ -102,6 +133,9 @@ class PumpSection(_Section):
     """Seconds a batch may take to be acknowledged; what is not acknowledged by then is given back."""
     drain_timeout: Positive = 30.0
     """Seconds between SIGTERM and the end."""
+    max_held: int = Field(default=1_000_000, ge=0)
+    """Messages that wait aside, at the most, for one destination that is away while others are not. Beyond it they stay in the outbox's
+    queue, and in time hold up the others."""
     retry: RetrySection = RetrySection()
 
 
@@ -208,6 +242,12 @@ class RouteSection(_Section):
     """JetStream: what a topic is called there, such as ``shop.{topic}``."""
     topic: str | None = None
     """Kafka: what a topic is called there, such as ``shop-{topic}``."""
+    order: Literal["key", "none"] = "key"
+    """``key``: messages of one key keep their order. ``none``: they do not wait for each other."""
+    after_dead: Literal["continue", "hold"] = "continue"
+    """After a dead letter its key goes on, or waits until an operator requeues or drops it."""
+    archive: Duration = None
+    """How long what was published is kept, for `outboxd replay`; "7 days", say. None: it is deleted."""
 
     @field_validator("topics")
     @classmethod
@@ -240,6 +280,14 @@ class ConsumerSection(_Section):
     topics: list[str] | None = None
     """What to take from the broker, in the broker's own names: NATS subjects, Kafka topics.
     By default, what its handlers and the routes say."""
+
+
+class DedupeSection(_Section):
+    """``[dedupe]``: the consumers' processed ids."""
+
+    keep: Retention = timedelta(days=30)
+    """How long a processed id is kept; "30 days", say, or "forever". Longer than a broker may deliver a message again: what is older is
+    set aside, not guessed at."""
 
 
 class HttpSection(_Section):
@@ -281,6 +329,7 @@ class Settings(BaseSettings):
     sinks: dict[str, SinkSection] = Field(default_factory=dict)
     routes: list[RouteSection] = Field(default_factory=list)
     consumers: list[ConsumerSection] = Field(default_factory=list)
+    dedupe: DedupeSection = DedupeSection()
     http: HttpSection = HttpSection()
     telemetry: TelemetrySection = TelemetrySection()
 

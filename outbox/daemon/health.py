@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bridges.observed import Progress
     from outbox.janitor import Backlog
 
@@ -20,10 +22,11 @@ class Health:
 
     Args:
         stall_after: seconds.
+        sinks: the destinations that are configured; the only values of the gauges' label.
         registry: for the gauges of the backlog.
     """
 
-    def __init__(self, *, stall_after: float, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, *, stall_after: float, sinks: Iterable[str] = (), registry: CollectorRegistry = REGISTRY) -> None:
         self._stall_after = stall_after
         self._watched: dict[str, Progress] = {}
         self._live: set[str] = set()
@@ -31,7 +34,9 @@ class Health:
         self._measured_at = time.monotonic()
         self._draining = False
         self._messages = Gauge("outbox_backlog_messages", "Messages in the FIFO", registry=registry)
-        self._held = Gauge("outbox_held_messages", "Messages behind a failing head", registry=registry)
+        self._held = Gauge("outbox_held_messages", "Messages that wait aside", registry=registry)
+        held_for = Gauge("outbox_held_for_destination", "Messages that wait for a destination that is away", ["sink"], registry=registry)
+        self._held_for = {sink: held_for.labels(sink) for sink in sinks}
         self._deferred = Gauge("outbox_deferred_messages", "Messages waiting for a time", registry=registry)
         self._dead = Gauge("outbox_dead_letters", "Messages given up", registry=registry)
         self._age = Gauge("outbox_oldest_message_age_seconds", "Age of the oldest message that could have gone", registry=registry)
@@ -46,12 +51,14 @@ class Health:
         """Not ready from now on: the daemon is shutting down."""
         self._draining = True
 
-    def note_backlog(self, backlog: Backlog) -> None:
-        """Take a measurement of the backlog."""
+    def note_backlog(self, backlog: Backlog, age: float = 0.0) -> None:
+        """Take a measurement of the backlog that was made, by whatever daemon, ``age`` seconds ago."""
         self._oldest = backlog.oldest_seconds
-        self._measured_at = time.monotonic()
+        self._measured_at = time.monotonic() - age
         self._messages.set(backlog.messages)
         self._held.set(backlog.held)
+        for sink, gauge in self._held_for.items():
+            gauge.set(backlog.held_by.get(sink, 0))
         self._deferred.set(backlog.deferred)
         self._dead.set(backlog.dead)
         self._age.set(backlog.oldest_seconds)

@@ -255,7 +255,7 @@ async def test_a_schema_that_does_not_fit_is_one_line_and_exit_2(empty_database:
     async with Daemon(tmp_path, IN_PROCESS, empty_database) as daemon:
         assert await daemon.ended() == 2
     lines = [line for line in daemon.log.read_text().splitlines() if line.startswith("outboxd: ")]
-    assert lines == ["outboxd: schema 'outbox' lacks outbox/0001_outbox: run `outboxd migrate`"]
+    assert lines == ["outboxd: schema 'outbox' lacks outbox/0001_outbox, outbox/0002_destinations: run `outboxd migrate`"]
 
 
 @pytest.mark.parametrize("secret", ["hunter2"])

@@ -123,7 +123,7 @@ async def test_an_outage_changes_and_counts_nothing(
         await eventually(lambda: is_empty(connection))
     assert len(sink.published) == 5
     assert await count(connection, "dead") == 0
-    logged = [record.getMessage() for record in caplog.records if record.name == "outboxd.bridge"]
+    logged = [record.getMessage() for record in caplog.records if record.name == "outboxd.breaker"]
     assert [line.split(":")[1].split()[:2] for line in logged] == [["outage", "begins"], ["outage", "ends"]]
 
 

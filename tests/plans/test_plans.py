@@ -32,8 +32,14 @@ INSERT INTO outbox.deferred (position, id, created_at, due_at, attempts, priorit
     SELECT n, gen_random_uuid(), now(), now() + n % 100 * interval '1 hour', 1, 0, n % 64, 't', 'a', '{}', ''
     FROM generate_series(300001, 310000) AS n"""
 
-PARAMETERS: Final = {"lanes": "smallint[]", "limit": "bigint", "floor": "bigint"}
 LANES: Final = "{" + ",".join(map(str, range(32))) + "}"
+PARAMETERS: Final = {
+    "lanes": ("smallint[]", f"'{LANES}'"),
+    "limit": ("bigint", "1000"),
+    "of_holds": ("bigint", "750"),
+    "floor": ("bigint", "50000"),
+    "away": ("text[]", "'{events}'"),
+}
 
 CLAIMS: Final[dict[str, LiteralString]] = {
     "fifo": sql.CLAIM_FIFO,
@@ -43,7 +49,7 @@ CLAIMS: Final[dict[str, LiteralString]] = {
     "own lanes": sql.OWN_LANES,
     "probe": sql.PROBE,
 }
-ARGUMENTS: Final[dict[str, list[Any]]] = {"own lanes": [0, 32], "probe": [50_000]}
+ARGUMENTS: Final[dict[str, list[Any]]] = {"own lanes": [0, 32]}
 
 
 @pytest.fixture(scope="module", params=["analysed", "never analysed"])
@@ -72,17 +78,16 @@ def plan_of(connection: psycopg.Connection, name: str, mode: str) -> Plan:
     if names:
         for place, parameter in enumerate(names, start=1):
             statement = statement.replace(f"%({parameter})s", f"${place}")
-        types = [PARAMETERS[parameter] for parameter in names]
-        values: list[Any] = [{"lanes": f"'{LANES}'", "limit": 1000, "floor": 50_000}[parameter] for parameter in names]
+        types, values = map(list, zip(*(PARAMETERS[parameter] for parameter in names), strict=True))
     else:
-        values, types = ARGUMENTS[name], ["bigint"] * len(ARGUMENTS[name])
+        values, types = list(map(str, ARGUMENTS[name])), ["bigint"] * len(ARGUMENTS[name])
         for place in range(1, len(values) + 1):
             statement = statement.replace("%s", f"${place}", 1)
     with connection.transaction(force_rollback=True):
         connection.execute(f"SET LOCAL plan_cache_mode = {mode}")
         connection.execute(f"PREPARE claim ({', '.join(types)}) AS {statement}")
         try:
-            row = connection.execute(f"EXPLAIN (FORMAT JSON) EXECUTE claim ({', '.join(map(str, values))})").fetchone()
+            row = connection.execute(f"EXPLAIN (FORMAT JSON) EXECUTE claim ({', '.join(values)})").fetchone()
         finally:
             connection.execute("DEALLOCATE claim")
     assert row is not None
@@ -138,6 +143,16 @@ def test_held_rows_are_found_by_their_hold(large: psycopg.Connection, mode: str)
     (walk,) = scans(plan_of(large, "held", mode), "held")
     assert walk["Index Name"] == "held_by_hold"
     assert "hold" in walk["Index Cond"]
+
+
+@every_mode
+@pytest.mark.parametrize("name", ["fifo", "priority", "deferred"])
+def test_the_hold_of_a_rows_key_is_looked_up_and_only_where_there_are_holds(large: psycopg.Connection, name: str, mode: str) -> None:
+    """Whether there are any is asked once; then each row costs two looks into an index, and not a walk over what is held."""
+    plan = plan_of(large, name, mode)
+    (look,) = scans(plan, "held")
+    assert look["Index Name"] == "held_by_key"
+    assert "InitPlan" in {node.get("Parent Relationship") for node in nodes(plan)}
 
 
 @every_mode

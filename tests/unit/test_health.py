@@ -97,6 +97,24 @@ def test_a_daemon_that_is_draining_is_live_and_not_ready(health: Health) -> None
     assert health.why_not_ready() == ["shutting down"]
 
 
+def test_a_measurement_that_another_daemon_made_long_ago_is_none(health: Health) -> None:
+    """All export the same figures; when nobody measures any more, each is unready for that."""
+    health.watch("pump", progress(), live=True)
+    health.note_backlog(backlog(), STALL - 1)
+    assert health.why_not_ready() == []
+    health.note_backlog(backlog(), STALL + 5)
+    assert health.why_not_ready() == ["the backlog could not be measured for 65 s"]
+
+
+def test_what_waits_for_a_destination_is_shown_for_those_that_are_configured(registry: CollectorRegistry) -> None:
+    health = Health(stall_after=STALL, sinks=["events", "other"], registry=registry)
+    health.note_backlog(Backlog(0, 6, 0, 0, 0.0, {"events": 2, "key": 1, "renamed since": 3}))
+    shown = {sample.labels["sink"]: sample.value for metric in registry.collect() for sample in metric.samples if sample.labels}
+    assert shown == {"events": 2, "other": 0}
+    health.note_backlog(Backlog(0, 0, 0, 0, 0.0))
+    assert registry.get_sample_value("outbox_held_for_destination", {"sink": "events"}) == 0
+
+
 def test_a_measurement_is_shown(health: Health, registry: CollectorRegistry) -> None:
     health.note_backlog(backlog(messages=1, held=2, deferred=3, dead=4, oldest_seconds=5.5))
     shown = {sample.name: sample.value for metric in registry.collect() for sample in metric.samples}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, Final
 
 import pytest
 
 from bridges.backoff import Backoff
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
-from outbox.settlement import Dead, Deferred, Held, Row, Settlement, Table
+from outbox.rows import Policy, Row, Surroundings, Table
+from outbox.settlement import Archived, Dead, Deferred, Held, Hold, Rehold, Settlement
 from tests.unit.fakes import message
 
 POLICY: Final = Backoff(first=4.0, cap=4.0, max_attempts=3)
@@ -75,13 +77,13 @@ def test_a_keyless_row_is_tried_again_by_itself(table: Table) -> None:
 @pytest.mark.parametrize("table", ["messages", "deferred"])
 def test_a_row_with_a_key_becomes_the_head_of_its_keys_hold(table: Table) -> None:
     settlement = decided((row(1, "k", table, attempts=1), RETRY))
-    assert settlement == Settlement(held=[1], holds={"key:k": Held("key:k", 1, 5, 7.0, 2, "refused: who knows")})
+    assert settlement == Settlement(held=[Held(1, "key:k")], holds={"key:k": Hold("key:k", 1, 5, 7.0, 2, "refused: who knows")})
     assert settlement.changes_something
 
 
 def test_the_head_of_a_hold_that_fails_again_stays_and_is_counted() -> None:
     settlement = decided((row(1, "k", "held", attempts=1), RETRY))
-    assert settlement == Settlement(holds={"key:k": Held("key:k", 1, 5, 7.0, 2, "refused: who knows")})
+    assert settlement == Settlement(holds={"key:k": Hold("key:k", 1, 5, 7.0, 2, "refused: who knows")})
     assert settlement.changes_something
 
 
@@ -107,7 +109,7 @@ def test_a_wait_of_nothing_is_a_wait_that_was_given() -> None:
 
 def test_rows_behind_a_failing_head_join_its_hold_in_order() -> None:
     settlement = decided((row(1), RETRY), (row(2), BEHIND), (row(3, "other"), PUBLISHED), (row(4), BEHIND))
-    assert settlement.held == [1, 2, 4]
+    assert settlement.held == [Held(position, "key:k") for position in (1, 2, 4)]
     assert list(settlement.holds) == ["key:k"]
     assert settlement.published["messages"] == [3]
     assert settlement.stay == set()
@@ -170,8 +172,8 @@ def test_an_early_row_is_deferred_to_its_own_time() -> None:
 @pytest.mark.parametrize("table", ["messages", "deferred"])
 def test_a_row_whose_key_has_a_hold_joins_it_unsent(table: Table) -> None:
     settlement = Settlement()
-    assert settlement.set_aside([row(1, table=table, aside="joins")]) == []
-    assert settlement == Settlement(held=[1])
+    assert settlement.set_aside([row(1, table=table, hold="key:k")]) == []
+    assert settlement == Settlement(held=[Held(1, "key:k")])
     assert settlement.changes_something
 
 
@@ -203,7 +205,7 @@ def test_every_row_goes_to_exactly_one_place() -> None:
     ]
     settlement = decided(*pairs)
     gone = [position for table in TABLES for position in settlement.published[table]]
-    places = [*gone, *settlement.held, *settlement.stay, *(dead.position for dead in settlement.dead)]
+    places = [*gone, *(held.position for held in settlement.held), *settlement.stay, *(dead.position for dead in settlement.dead)]
     places += [deferred.position for deferred in settlement.deferred]
     # Where it is not the FIFO, what is released is simply left, and so is a head that failed again.
     left = [row.position for row, outcome in pairs if row.table != "messages" and outcome in {OUTAGE, BEHIND}]
@@ -214,5 +216,177 @@ def test_every_row_goes_to_exactly_one_place() -> None:
 def test_a_keyless_row_does_not_join_the_hold_of_the_key_named_none() -> None:
     """It is compared with f"key:{None}"; joining, its hold would be NULL, and the settlement would fail for ever."""
     settlement = decided((row(1, "None"), RETRY), (row(2, None), BEHIND))
-    assert settlement.held == [1]
+    assert settlement.held == [Held(1, "key:None")]
     assert settlement.stay == {2}
+
+
+# --- destinations: "s" and "t" are two sinks, and a topic is called by its sink
+
+AWAY: Final = Released(Reason.UNAVAILABLE, "refused", destination="s")
+S_HOLD: Final = Hold("sink:s/5", None, 5, 0.0, 0, "unavailable: refused", "s")
+
+
+def by_topic(topic: str) -> Policy:
+    return Policy(destination=topic, sink=topic)
+
+
+def to(destination: str, position: int, key: str | None = "k", table: Table = "messages", **fields: Any) -> Row:
+    hold = f"key:{key}" if table == "held" else None
+    return Row(message(position, key, destination), table, position, **{"lane": 5, "hold": hold, **fields})
+
+
+def settled(*pairs: tuple[Row, Outcome], around: Surroundings | None = None, policy: Any = by_topic) -> Settlement:
+    settlement = Settlement(policy, around or Surroundings())
+    assert list(settlement.set_aside([row for row, _ in pairs])) == [row for row, _ in pairs]
+    settlement.decide([row for row, _ in pairs], [outcome for _, outcome in pairs], POLICY)
+    return settlement
+
+
+def aside(*rows: Row, policy: Any = by_topic, **around: Any) -> tuple[Settlement, list[int]]:
+    """Return the settlement, and the positions of what is still to be sent."""
+    settlement = Settlement(policy, Surroundings(**around))
+    return settlement, [row.position for row in settlement.set_aside(rows)]
+
+
+@pytest.mark.parametrize("key", ["k", None])
+@pytest.mark.parametrize("table", ["messages", "deferred"])
+def test_what_a_destination_refused_waits_in_its_queue(table: Table, key: str | None) -> None:
+    settlement = settled((to("s", 1, key, table), AWAY))
+    assert settlement == Settlement(by_topic, held=[Held(1, "sink:s/5")], holds={"sink:s/5": S_HOLD})
+
+
+def test_a_later_row_of_the_key_waits_behind_it_whatever_its_own_destination() -> None:
+    settlement = settled((to("s", 1), AWAY), (to("t", 2), BEHIND), (to("t", 3, "other"), PUBLISHED))
+    assert settlement.held == [Held(1, "sink:s/5"), Held(2, "sink:s/5")]
+    assert settlement.published["messages"] == [3]
+
+
+def test_an_earlier_row_of_the_key_that_fails_keeps_the_later_one_in_its_own_hold() -> None:
+    settlement = settled((to("t", 1), RETRY), (to("s", 2), BEHIND))
+    assert settlement.held == [Held(1, "key:k"), Held(2, "key:k")]
+
+
+def test_while_it_is_away_nothing_for_it_is_sent() -> None:
+    settlement, sent = aside(to("s", 1), to("t", 2, "other"), to("t", 3), to("s", 4, None), away={"s": 1.0})
+    assert sent == [2]
+    assert settlement.held == [Held(1, "sink:s/5"), Held(3, "sink:s/5"), Held(4, "sink:s/5")]
+    assert settlement.holds["sink:s/5"].destination == "s"
+
+
+def test_a_row_behind_one_that_is_sent_goes_with_it_though_its_destination_is_away() -> None:
+    """Set aside now, it would be out of the hold that the first one may yet need."""
+    _, sent = aside(to("t", 1), to("s", 2), away={"s": 1.0})
+    assert sent == [1, 2]
+
+
+def test_what_may_not_be_set_aside_any_more_stays_and_its_key_with_it() -> None:
+    settlement, sent = aside(to("s", 1), to("t", 2), to("t", 3, "other"), away={"s": 1.0}, full=frozenset({"s"}))
+    assert sent == [3]
+    assert settlement.stay == {1, 2}
+    assert not settlement.held
+
+
+def test_what_is_newer_waits_behind_the_queue_of_its_destination_until_that_is_claimed_whole() -> None:
+    rows = [to("s", 1, "a", "held", hold="sink:s/5", drains=True), to("s", 2, "b"), to("t", 3, "c")]
+    settlement, sent = aside(*rows, holds=frozenset({"sink:s/5"}))
+    assert sent == [1, 3]
+    assert settlement.held == [Held(2, "sink:s/5")]
+    _, sent = aside(*rows, holds=frozenset({"sink:s/5"}), whole=frozenset({"sink:s/5"}))
+    assert sent == [1, 2, 3]
+
+
+def test_what_is_newer_of_a_key_follows_its_hold_if_that_is_claimed_whole() -> None:
+    rows = [row(1, "k", "held", drains=True), row(2, "k", hold="key:k")]
+    _, sent = aside(*rows, policy=lambda _: Policy(), whole=frozenset({"key:k"}))
+    assert sent == [1, 2]
+    _, sent = aside(*rows, policy=lambda _: Policy())
+    assert sent == [1]
+
+
+def test_a_row_in_the_queue_of_a_destination_stays_there_when_it_is_refused_again() -> None:
+    settlement = settled((to("s", 1, "k", "held", hold="sink:s/5"), AWAY), (to("s", 2, hold="sink:s/5"), BEHIND), around=WHOLE)
+    assert settlement == Settlement(by_topic, WHOLE, held=[Held(2, "sink:s/5")])
+
+
+WHOLE: Final = Surroundings(holds=frozenset({"sink:s/5"}), whole=frozenset({"sink:s/5"}))
+
+
+def test_a_row_of_a_queue_that_fails_itself_takes_its_key_out_of_it() -> None:
+    settlement = settled((to("s", 1, "k", "held", hold="sink:s/5"), RETRY), (to("s", 2, "k", "held", hold="sink:s/5"), BEHIND))
+    assert settlement.reheld == [Rehold("k", "sink:s/5", "key:k")]
+    assert list(settlement.holds) == ["key:k"]
+    assert settlement.advanced == {"sink:s/5"}
+    assert not settlement.held
+
+
+def test_the_head_of_a_key_whose_destination_is_away_keeps_its_attempts() -> None:
+    head = to("s", 1, "k", "held", attempts=2)
+    assert settled((head, AWAY)).holds == {"key:k": Hold("key:k", 1, 5, 0.1, 2, "unavailable: refused")}
+    settlement, sent = aside(head, away={"s": 3.0})
+    assert sent == []
+    assert settlement.holds == {"key:k": Hold("key:k", 1, 5, 3.0, 2, None)}
+
+
+def test_a_row_behind_another_destinations_row_gets_into_its_own_queue_when_its_turn_comes() -> None:
+    settlement, sent = aside(to("t", 2, "k", "held", hold="sink:s/5"), away={"t": 1.0})
+    assert sent == []
+    assert settlement.reheld == [Rehold("k", "sink:s/5", "sink:t/5")]
+    assert settlement.holds == {"sink:t/5": Hold("sink:t/5", None, 5, 0.0, 0, None, "t")}
+    assert settlement.advanced == {"sink:s/5"}
+
+
+def test_a_keyless_retry_whose_destination_is_away_keeps_its_attempts() -> None:
+    settlement, sent = aside(to("s", 1, None, "deferred", attempts=2), away={"s": 3.0})
+    assert sent == []
+    assert settlement.deferred == [Deferred(1, 3.0, 2, None)]
+
+
+# --- what a route may say
+
+
+def test_without_order_a_failing_row_waits_alone() -> None:
+    unordered = lambda _: Policy(ordered=False)  # noqa: E731
+    settlement = settled((row(1), RETRY), (row(2), PUBLISHED), policy=unordered)
+    assert settlement.deferred == [Deferred(1, 7.0, 1, "refused: who knows")]
+    assert (settlement.held, settlement.holds) == ([], {})
+    _, sent = aside(row(3, hold="key:k"), policy=unordered)
+    assert sent == [3], "it joins no hold of its key"
+
+
+@pytest.mark.parametrize("outcome", [REJECTED, RETRY])
+def test_a_key_may_wait_behind_its_dead_letter(outcome: Outcome) -> None:
+    holds = lambda _: Policy(holds_after_dead=True)  # noqa: E731
+    settlement = settled((row(1, attempts=2), outcome), (row(2), BEHIND), policy=holds)
+    assert [dead.position for dead in settlement.dead] == [1]
+    assert settlement.held == [Held(2, "key:k")]
+    assert settlement.holds["key:k"].seconds is None
+    settlement = settled((row(1, "k", "held", attempts=2), outcome), policy=holds)
+    assert settlement.holds["key:k"].seconds is None
+    assert settlement.advanced == set()
+
+
+def test_a_key_may_wait_behind_an_expired_row_but_not_while_an_earlier_one_is_on_its_way() -> None:
+    holds = lambda _: Policy(holds_after_dead=True)  # noqa: E731
+    settlement, sent = aside(row(1, aside="expired"), row(2), policy=holds)
+    assert (sent, settlement.held) == ([], [Held(2, "key:k")])
+    settlement, sent = aside(row(1), row(2, aside="expired"), policy=holds)
+    assert (sent, settlement.dead, settlement.stay) == ([1], [], {2})
+
+
+def test_a_keyless_dead_letter_holds_nothing() -> None:
+    settlement = settled((row(1, None), REJECTED), policy=lambda _: Policy(holds_after_dead=True))
+    assert (len(settlement.dead), settlement.holds) == (1, {})
+
+
+def test_what_a_route_keeps_is_archived_and_not_deleted() -> None:
+    week = timedelta(days=7)
+    settlement = settled((row(1), PUBLISHED), policy=lambda _: Policy(keep=week, sink="events"))
+    assert settlement.archived == [Archived(1, "events", week)]
+    assert settlement.published == NOTHING
+    assert settlement.changes_something
+
+
+def test_a_row_over_todays_limit_is_dead_and_its_key_goes_on() -> None:
+    settlement, sent = aside(row(1, aside="oversized"), row(2))
+    assert sent == [2]
+    assert [(dead.position, dead.reason) for dead in settlement.dead] == [(1, "too_large")]

@@ -1,0 +1,127 @@
+"""What one claim holds, and how its settlement is carried out: in one round trip with its COMMIT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
+
+from outbox import sql
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import psycopg
+
+    from bridges.backoff import Backoff
+    from bridges.ports import Outcome
+    from outbox.rows import Row, Table
+    from outbox.settlement import Held, Settlement
+
+log = logging.getLogger("outboxd.source")
+
+
+class OutboxBatch:
+    """What one claim holds. `settle` moves the rows and commits; left without it, everything stays as it was."""
+
+    def __init__(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        schema: str,
+        rows: Sequence[Row],
+        settlement: Settlement,
+        retry: Backoff,
+        note_settled: Callable[[Settlement], None],
+    ) -> None:
+        self._connection = connection
+        self._schema = schema
+        self._rows = rows
+        self._settlement = settlement
+        self._retry = retry
+        self._note_settled = note_settled
+        self._open = True
+        self.owns_lanes = True
+        self.moved = False
+        """Whether rows were set aside on the way to this batch."""
+        self.messages = [row.message for row in rows]
+
+    @property
+    def backend(self) -> int:
+        """The process id of the server session that holds the claim."""
+        return self._connection.info.backend_pid
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Delete what was published, move what was not where it belongs, and commit. An outage changes and counts nothing.
+
+        Raises psycopg's errors: a settlement whose answer was lost counts as not made, and the messages may go out again.
+        """
+        self._settlement.decide(self._rows, outcomes, self._retry)
+        if not self._settlement.changes_something:
+            return  # leaving gives all back
+        self._open = False
+        # Cancelled in the middle, the commit may or may not have happened: it is finished first.
+        settling = asyncio.ensure_future(self._execute(self._settlement))
+        try:
+            await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            await asyncio.wait({settling})
+            raise
+        self._note_settled(self._settlement)
+
+    async def give_back(self) -> None:
+        """Roll back, unless settled."""
+        if self._open:
+            self._open = False
+            await self._connection.execute("ROLLBACK")
+
+    async def _execute(self, settlement: Settlement) -> None:
+        connection, schema = self._connection, self._schema
+        async with connection.pipeline():
+            for table, statement in _DELETES.items():
+                if positions := settlement.published[table]:
+                    await connection.execute(sql.bind(statement, schema), (_array(positions),))
+            for statement, rows in (
+                (sql.MOVE_TO_ARCHIVE, settlement.archived),
+                (sql.MOVE_TO_DEAD, settlement.dead),
+                (sql.MOVE_TO_DEFERRED, settlement.deferred),
+            ):
+                if rows:
+                    await connection.execute(sql.bind(statement, schema), _columns(rows))
+            if settlement.held:
+                await connection.execute(sql.bind(sql.MOVE_TO_HELD, schema), _by_hold(settlement.held))
+            if settlement.reheld:
+                await connection.execute(sql.bind(sql.MOVE_KEYS_TO_HOLDS, schema), _columns(settlement.reheld))
+            if settlement.holds:
+                await connection.execute(sql.bind(sql.HOLD, schema), _columns(list(settlement.holds.values())))
+            if advanced := list(settlement.advanced):
+                await connection.execute(sql.bind(sql.ADVANCE_HOLDS, schema), (advanced,))
+                await connection.execute(sql.bind(sql.END_HOLDS, schema), (advanced,))
+            await connection.execute("COMMIT")
+        for row in settlement.dead:
+            log.error("dead letter: position %d: %s: %s", row.position, row.reason, row.error)
+
+
+_DELETES: Final[dict[Table, LiteralString]] = {
+    "messages": sql.DELETE_MESSAGES,
+    "deferred": sql.DELETE_DEFERRED,
+    "held": sql.DELETE_HELD,
+}
+
+
+def _columns(rows: Sequence[NamedTuple]) -> dict[str, list[Any]]:
+    """Return what `unnest` wants: an array for each field."""
+    return {name: list(column) for name, column in zip(rows[0]._fields, zip(*rows, strict=True), strict=True)}
+
+
+def _by_hold(rows: Sequence[Held]) -> dict[str, Any]:
+    places = {hold: place for place, hold in enumerate(dict.fromkeys(row.hold for row in rows), start=1)}
+    return {
+        "holds": list(places),
+        "position": _array([row.position for row in rows]),
+        "place": _array([places[row.hold] for row in rows]),
+    }
+
+
+def _array(positions: Sequence[int]) -> str:
+    """Return the positions as Postgres writes an array: ten times faster than to adapt them one by one."""
+    return "{" + ",".join(map(str, positions)) + "}"

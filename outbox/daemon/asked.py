@@ -1,0 +1,159 @@
+"""What an operator asks for on the command line: where, and which messages."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+
+import psycopg
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from bridges.errors import ConfigurationError
+from migrations.names import check_schema_name
+from outbox import sql
+from outbox.daemon.config import Duration, Settings, checked_dsn, load, schemas_in_environment
+from outbox.selection import Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; OUTBOXD_* variables win over it.")]
+Dsn = Annotated[str | None, typer.Option(envvar="OUTBOXD_POSTGRES__DSN", help="A libpq connection string or URI.", show_envvar=True)]
+Schema = Annotated[str | None, typer.Option(help="Of the outbox's tables, or with --consumer of the consumers'.")]
+Ids = Annotated[list[str] | None, typer.Option("--id", help="A message's id; may be repeated.")]
+Topics = Annotated[str | None, typer.Option("--topic", help="A topic pattern, as in a route.")]
+Key = Annotated[str | None, typer.Option(help="A key.")]
+Reason = Annotated[str | None, typer.Option(help="Why they are dead.")]
+Since = Annotated[str | None, typer.Option(help="A time with its zone, as in 2026-07-01T08:00Z, or an age, as in '2 hours'.")]
+Until = Annotated[str | None, typer.Option(help="Likewise; before then.")]
+Everything = Annotated[bool, typer.Option("--all", help="All of them; needed if nothing is selected.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
+Consumer = Annotated[str | None, typer.Option(help="The dead letters of this consumer, instead of the outbox's.")]
+
+
+class Place(NamedTuple):
+    """Which database, and which schemas in it."""
+
+    dsn: str
+    schema: str
+    dedupe_schema: str
+    settings: Settings | None
+
+    @classmethod
+    def of(cls, config: Path | None, dsn: str | None, schema: str | None) -> Place:
+        """Find out, from the options and the environment. Raises `ConfigurationError`."""
+        settings = load(config) if config is not None else None
+        schemas = schemas_in_environment()
+        if settings is not None:
+            dsn = dsn or settings.postgres.dsn.get_secret_value()
+            schemas = {"outbox": settings.postgres.schema_, "dedupe": settings.postgres.dedupe_schema}
+        if dsn is None:
+            msg = "dsn: give --dsn, OUTBOXD_POSTGRES__DSN or a configuration file"
+            raise ConfigurationError(msg)
+        try:
+            checked_dsn(dsn)
+        except ConfigurationError as problem:
+            raise ConfigurationError(f"dsn: {problem}") from None
+        if schema is not None:
+            schemas = dict.fromkeys(schemas, schema)
+        for name in schemas.values():
+            check_schema_name(name)
+        return cls(dsn, schemas["outbox"], schemas["dedupe"], settings)
+
+    def run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Do something on a connection."""
+
+        async def connected() -> T:
+            async with await self._connect() as connection:
+                return await work(connection)
+
+        return asyncio.run(connected())
+
+    async def selected(self, asked: Asked) -> Selection:
+        """Return the selection, its ages counted back from the database's clock."""
+        async with await self._connect() as connection:
+            return await asked.at(connection)
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(
+            self.dsn, autocommit=True, application_name="outboxd operate", connect_timeout=5, target_session_attrs="read-write"
+        )
+
+
+class Asked(NamedTuple):
+    """A selection as it was asked for: times may be ages, by the database's clock."""
+
+    selection: Selection
+    ages: dict[str, timedelta]
+    everything: bool
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[str] | None,
+        topics: str | None,
+        key: str | None,
+        reason: str | None,
+        since: str | None,
+        until: str | None,
+        *,
+        everything: bool | None = None,
+    ) -> Asked:
+        """Check what was asked for. ``everything`` None: to look only, so that nothing need be selected."""
+        times = {option: _moment(option, text) for option, text in (("since", since), ("until", until)) if text is not None}
+        ages = {option: time for option, time in times.items() if isinstance(time, timedelta)}
+        selection = Selection(
+            ids=ids or (),
+            topics=topics,
+            key=key,
+            reason=reason,
+            **{option: time for option, time in times.items() if isinstance(time, datetime)},
+        )
+        asked = cls(selection, ages, bool(everything))
+        if everything is not None and not ages:
+            selection.require_something(everything=everything)
+        return asked
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is given, so that every message is meant."""
+        return self.selection.is_empty and not self.ages
+
+    async def at(self, connection: psycopg.AsyncConnection[Any]) -> Selection:
+        """Return the selection, its ages counted back from the database's clock."""
+        if not self.ages:
+            return self.selection
+        cursor = await connection.execute(sql.SEE_NOW)
+        row = await cursor.fetchone()
+        assert row is not None
+        try:
+            return dataclasses.replace(self.selection, **{option: row[0] - age for option, age in self.ages.items()})
+        except OverflowError:
+            msg = f"{', '.join(self.ages)}: that long ago there were no years"
+            raise ConfigurationError(msg) from None
+
+
+def _moment(option: str, text: str) -> datetime | timedelta:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    else:
+        if time.utcoffset() is None:
+            msg = f"{option}: {text!r} has no time zone: add Z, or +02:00, say"
+            raise ConfigurationError(msg)
+        return time
+    try:
+        age = TypeAdapter(Duration).validate_python(text)
+    except ValidationError:
+        msg = f"{option}: {text!r} is neither a time, such as 2026-07-01T08:00Z, nor an age, such as '2 hours'"
+        raise ConfigurationError(msg) from None
+    assert age is not None
+    return age

@@ -1,0 +1,202 @@
+"""``outboxd status`` and ``outboxd doctor``: what the outbox holds, and what is wrong with it, for people and for programs.
+
+Neither needs a daemon, and neither changes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+import typer
+
+from bridges.errors import ConfigurationError, told
+from migrations.names import MigrationError
+from migrations.runner import check_up_to_date
+from outbox import doctor
+from outbox.daemon.app import load_consumer
+from outbox.daemon.brokers import destinations, make_broker
+from outbox.daemon.config import checked_dsn, load, schemas_in_environment
+from outbox.daemon.printed import many, plain, print_json
+from outbox.doctor import Finding
+from outbox.status import read_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from outbox.daemon.config import ConsumerSection, Settings
+    from outbox.status import Holds, Status
+
+_EXPLAINED: Final = {"key": "behind a failing message", "operator": "until an operator requeues or drops a dead letter"}
+
+
+def show_status(config: Path | None, dsn: str | None, schema: str | None, *, as_json: bool) -> None:
+    """Print the status of the configured outbox, or of that in ``dsn``. Raises `ConfigurationError` and `MigrationError`."""
+    settings = load(config) if config is not None else None
+    if settings is not None:
+        dsn = dsn or settings.postgres.dsn.get_secret_value()
+        schema = schema or settings.postgres.schema_
+    if dsn is None:
+        msg = "dsn: give --dsn, OUTBOXD_POSTGRES__DSN or a configuration file"
+        raise ConfigurationError(msg)
+    try:
+        checked_dsn(dsn)
+    except ConfigurationError as problem:
+        raise ConfigurationError(f"dsn: {problem}") from None
+    schema = schema or schemas_in_environment()["outbox"]
+    status = asyncio.run(_read(dsn, schema))
+    sinks: dict[str, str] = {name: section.kind for name, section in settings.sinks.items()} if settings else {}
+    if as_json:
+        queues = _queues(status)
+        listed = [{"sink": name, "kind": kind, "queue": asdict(queues[name]) if name in queues else None} for name, kind in sinks.items()]
+        print_json({"schema": schema, **asdict(status), "measured_at": status.measured_at.isoformat(), "sinks": listed})
+    else:
+        for line in _told(status, schema, sinks):
+            typer.echo(plain(line.rstrip()))
+
+
+async def _read(dsn: str, schema: str) -> Status:
+    await asyncio.to_thread(_check_schema, dsn, schema)
+    async with await _connect(dsn, "outboxd status") as connection:
+        return await read_status(connection, schema=schema)
+
+
+def _told(status: Status, schema: str, sinks: dict[str, str]) -> Iterator[str]:
+    """Say it in lines of a name, a figure and the rest."""
+
+    def line(name: str, figure: object, rest: str = "") -> str:
+        return f"{name:<22} {figure if isinstance(figure, str) else f'{figure:,}':>12}   {rest}"
+
+    yield f"schema {schema} at {status.measured_at:%Y-%m-%d %H:%M:%S%z}"
+    yield line("messages", status.messages, f"the oldest that could have gone is {_ago(status.oldest_seconds)} old")
+    soon = "" if status.deferred.next_seconds is None else f", the next in {_ago(status.deferred.next_seconds)}"
+    yield line("deferred", status.deferred.messages, f"{status.deferred.due:,} due{soon}")
+    yield line("held", sum(of.messages for of in status.holds), f"in {many(sum(of.holds for of in status.holds), 'queue')}")
+    for of in status.holds:
+        why = of.error or "it was away" if of.destination is not None else _EXPLAINED[of.kind]
+        age = f", the oldest {_ago(of.oldest_seconds)} old" if of.messages else ""
+        yield line(
+            f"  {'sink ' if of.destination else ''}{of.destination or of.kind}", of.messages, f"in {many(of.holds, 'queue')}{age}: {why}"
+        )
+    yield line("dead", sum(of.messages for of in status.dead))
+    for dead in status.dead:
+        yield line(f"  {dead.reason}", dead.messages, f"the last {_ago(dead.last_seconds)} ago")
+    yield line("lanes", status.lanes, f"{sum(owner.lanes for owner in status.owners):,} of them owned")
+    for owner in status.owners:
+        who = f"process {owner.pid}" if owner.pid else "a prepared transaction"
+        from_ = f" from {owner.client}" if owner.client else ""
+        since = f", {owner.state or 'open'} for {_ago(owner.seconds)}" if owner.seconds is not None else ""
+        yield line(f"  {owner.application or 'without a name'}", owner.lanes, f"{who}{from_}{since}")
+    yield line("archive", f"{status.archive.bytes / 1024:,.0f} KiB", f"in {many(status.archive.tables, 'table')}")
+    queues = _queues(status)
+    if sinks:
+        yield line("sinks", len(sinks))
+    for name, kind in sinks.items():
+        waiting = queues.get(name)
+        yield line(f"  {name}", waiting.messages if waiting else 0, f"{kind}, {'away' if waiting else 'no queue of its own'}")
+
+
+def _queues(status: Status) -> dict[str, Holds]:
+    return {of.destination: of for of in status.holds if of.destination is not None}
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def show_findings(config: Path | None, *, as_json: bool) -> int:
+    """Print what the doctor finds, and return how much that is. Raises `ConfigurationError`."""
+    settings = load(config)
+
+    async def look() -> list[Finding]:
+        found = []
+        async for finding in diagnose(settings):
+            found.append(finding)
+            if not as_json:
+                typer.echo(plain(f"PROBLEM  {finding.what}: {finding.problem}"))
+                typer.echo(plain(f"  to do  {finding.advice}"))
+        return found
+
+    found = asyncio.run(look())
+    if as_json:
+        print_json({"findings": [finding._asdict() for finding in found]})
+    else:
+        typer.echo(many(len(found), "problem") if found else "all is well")
+    return len(found)
+
+
+async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
+    """Look for everything that is wrong, in the database and at the brokers. What cannot be reached is a finding too."""
+    dsn, schema = settings.postgres.dsn.get_secret_value(), settings.postgres.schema_
+    try:
+        if settings.routes:
+            await asyncio.to_thread(_check_schema, dsn, schema)
+        async for finding in _diagnose_postgres(settings, dsn):
+            yield finding
+    except psycopg.Error as problem:
+        yield Finding("Postgres", told(problem), "`outboxd check` looks at the connection and at the role's rights")
+    except MigrationError as problem:
+        yield Finding(f"schema {schema}", str(problem), "bring it up to date, and ask again: it was not looked into")
+    async with AsyncExitStack() as stack:
+        for name, section in settings.sinks.items():
+            routes = [route for route in settings.routes if route.sink == name]
+            consumed = [
+                topic
+                for consumer in settings.consumers
+                if settings.source_of(consumer) == name
+                for topic in consumer.topics or destinations(_patterns(consumer), routes)
+            ]
+            try:
+                risks = await make_broker(section, stack).risks(routes, consumed, settings.dedupe.keep)
+            except ConfigurationError as problem:
+                risks = [(str(problem), "mend the configuration")]
+            for problem_, advice in risks:
+                yield Finding(f"sink {name} ({section.kind})", problem_, advice)
+
+
+async def _diagnose_postgres(settings: Settings, dsn: str) -> AsyncIterator[Finding]:
+    schema = settings.postgres.schema_
+    connect = partial(_connect, dsn, "outboxd doctor")
+    async with await connect() as connection:
+        searches = [doctor.find_clock_skew(connection)]
+        if settings.routes:
+            searches += [
+                doctor.find_lost_rows(connection, schema=schema),
+                doctor.find_keys_for_operator(connection, schema=schema),
+                doctor.find_unconfigured(
+                    connection, sinks=settings.sinks, routes=[route.topics for route in settings.routes], schema=schema
+                ),
+                doctor.find_late_claims(connection, claim_timeout=2 * settings.pump.publish_timeout, schema=schema),
+                doctor.find_pins(connection, schema=schema),
+                doctor.find_vacuum_trouble(connection, schema=schema),
+            ]
+        if settings.routes and settings.postgres.doorbell:
+            searches.append(doctor.find_pooler(connect))
+        for search in searches:
+            async for finding in search:
+                yield finding
+
+
+def _patterns(consumer: ConsumerSection) -> tuple[str, ...]:
+    """Return what a consumer handles; everything, for one that cannot be imported here."""
+    try:
+        return tuple(load_consumer(consumer).patterns)
+    except ConfigurationError:
+        return (">",)
+
+
+def _check_schema(dsn: str, schema: str) -> None:
+    with psycopg.connect(dsn, connect_timeout=5, autocommit=True, prepare_threshold=None) as connection:
+        check_up_to_date(connection, "outbox", schema=schema)
+
+
+async def _connect(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
+    # Behind a transaction pooler a prepared statement may be on another server session.
+    return await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=5, application_name=name, prepare_threshold=None)

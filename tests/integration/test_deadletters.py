@@ -1,0 +1,428 @@
+"""Dead letters: found, put back in their order, dropped; and never lost or sent twice, whoever else is at it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from bridges.envelope import REPLAYED
+from bridges.errors import ConfigurationError
+from bridges.jetstream import JetStream, JetStreamSink
+from bridges.message import uuid7
+from bridges.ports import PUBLISHED, Outcome, Reason, Rejected
+from bridges.topics import Pattern
+from outbox.deadletters import LanesTaken, NotDead, Selection, drop, list_dead, requeue, show_dead
+from tests.engines.deadline import eventually
+from tests.engines.letters import KEPT, bury, everything, hold, put
+from tests.engines.pumps import count, is_empty, pumping
+from tests.engines.sinks import RecordingSink
+
+if TYPE_CHECKING:
+    from bridges.message import Message
+    from tests.conftest import Stream
+
+Connection = psycopg.AsyncConnection[Any]
+ALL = Selection()
+
+
+async def pumped(database: str, connection: Connection, *, within: float = 20.0) -> list[str]:
+    """Pump until nothing waits, and return the payloads in the order in which they were published."""
+    sink = RecordingSink()
+    async with pumping(database, sink):
+        await eventually(lambda: is_empty(connection), within=within, what="the outbox to be empty")
+    return [payload.decode() for payload in sink.payloads()]
+
+
+async def rows(connection: Connection, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(statement.encode(), parameters)).fetchall()
+
+
+# --- finding
+
+
+async def test_each_thing_that_can_be_selected_by(connection: Connection) -> None:
+    (first,) = await put(connection, "a", key="k", topic="orders.created")
+    (second,) = await put(connection, "b", key="j", topic="orders.eu.created")
+    (third,) = await put(connection, "c", key=None, topic="users.created")
+    await bury(connection, "a", "b")
+    ((between,),) = await rows(connection, "SELECT clock_timestamp()")
+    await bury(connection, "c", reason="expired")
+
+    async def found(**selection: Any) -> list[Any]:
+        return [letter.id for letter in await list_dead(connection, Selection(**selection))]
+
+    assert await found() == [third, second, first], "the latest first"
+    assert await found(ids=[first, str(third)]) == [third, first]
+    assert await found(topics="orders.>") == [second, first]
+    assert await found(topics="*.created") == [third, first]
+    assert await found(key="j") == [second]
+    assert await found(reason="expired") == [third]
+    assert await found(reason=Reason.TOO_LARGE, topics="*.*") == [first]
+    assert await found(since=between) == [third]
+    assert await found(until=between) == [second, first]
+    assert await found(since=between - timedelta(days=1), until=between + timedelta(days=1)) == [third, second, first]
+    assert [letter.id for letter in await list_dead(connection, limit=2)] == [third, second]
+
+
+async def test_a_list_has_no_payloads_and_what_is_shown_has(connection: Connection) -> None:
+    (message_id,) = await put(connection, "secret", key="k", topic="orders.created")
+    await bury(connection, "secret")
+    (listed,) = await list_dead(connection)
+    assert (listed.payload, listed.size) == (None, 6)
+    (shown,) = await show_dead(connection, message_id)
+    assert shown.payload == b"secret"
+    assert (shown.topic, shown.key, shown.reason, shown.error, shown.attempts) == ("orders.created", "k", "too_large", "over the limit", 1)
+    assert await show_dead(connection, uuid7()) == []
+
+
+TOPICS = [
+    "a",
+    "a.b",
+    "a.b.c",
+    "aXb",
+    "a-b",
+    "a+b",
+    "a.b+",
+    "a|b",
+    "(a)",
+    "[a]",
+    "^a",
+    "a\\b",
+    "a{2}",
+    "aa",
+    "A.b",
+    "ä.b",
+    "a#",
+    "a&b.~",
+    "***=a",
+]
+PATTERNS = [">", "*", "a.*", "a.>", "*.b", "*.*.>", "a.b", "a+b", "a|b", "(a)", "[a]", "^a", "a\\b", "a{2}", "ä.*", "a#", "a&b.~", "A.*"]
+
+
+async def test_a_pattern_selects_what_the_router_would_route(connection: Connection) -> None:
+    for topic in TOPICS:
+        if "*" not in topic:
+            await put(connection, topic, topic=topic)
+    await bury(connection, *TOPICS)
+    dead = [letter.topic for letter in await list_dead(connection)]
+    assert len(dead) == len(TOPICS) - 1
+    for pattern in PATTERNS:
+        found = {letter.topic for letter in await list_dead(connection, Selection(topics=pattern))}
+        assert found == {topic for topic in dead if Pattern(pattern).matches(topic)}, pattern
+
+
+# --- requeue: the order within a key
+
+
+async def test_a_key_without_a_hold_gets_one_and_goes_out_in_order(database: str, connection: Connection) -> None:
+    """What is still in the FIFO follows at its own place: the later waits, and the earlier goes ahead."""
+    await put(connection, *"01234")
+    await put(connection, "other", key="j")
+    await bury(connection, "1", "3")
+    done = await requeue(connection, ALL, everything=True)
+    assert [letter.topic for letter in done.letters] == ["t", "t"]
+    assert (done.expired, done.waiting) == ([], {})
+    holds = await rows(connection, "SELECT hold, head, attempts, due_at <= clock_timestamp(), destination FROM outbox.holds")
+    assert holds == [("key:k", None, 0, True, None)]
+    held = await rows(connection, "SELECT payload, hold FROM outbox.held ORDER BY position")
+    assert held == [(payload, "key:k") for payload in (b"0", b"1", b"2", b"3")]
+    payloads = await pumped(database, connection)
+    assert [payload for payload in payloads if payload != "other"] == list("01234")
+    assert payloads.count("other") == 1
+
+
+async def test_the_requeued_goes_before_a_failing_head_which_keeps_its_attempts(database: str, connection: Connection) -> None:
+    await put(connection, *"0123")
+    await bury(connection, "0")
+    await hold(connection, "key:k", "1", "2", "3", head="1", attempts=3)
+    await requeue(connection, Selection(key="k"))
+    assert await rows(
+        connection, "SELECT head = (SELECT min(position) FROM outbox.held WHERE payload = '1'), attempts FROM outbox.holds"
+    ) == [(True, 3)]
+    assert await pumped(database, connection) == list("0123")
+
+
+async def test_behind_a_failing_head_the_time_of_its_next_try_stays(connection: Connection) -> None:
+    await put(connection, *"012")
+    await bury(connection, "1")
+    await hold(connection, "key:k", "0", "2", head="0", attempts=3)
+    before = await rows(connection, "SELECT hold, head, due_at, attempts FROM outbox.holds")
+    await requeue(connection, Selection(key="k"))
+    assert await rows(connection, "SELECT hold, head, due_at, attempts FROM outbox.holds") == before
+    assert await rows(connection, "SELECT payload FROM outbox.held ORDER BY position") == [(b"0",), (b"1",), (b"2",)]
+
+
+@pytest.mark.parametrize("followers", [["1", "2"], []])
+async def test_a_key_that_waits_for_an_operator_goes_on_with_its_dead_letter(
+    database: str, connection: Connection, followers: list[str]
+) -> None:
+    await put(connection, *"012")
+    await bury(connection, "0")
+    await hold(connection, "key:k", *followers, head="0", due=None)
+    done = await requeue(connection, Selection(key="k"))
+    assert done.waiting == {}
+    assert await rows(connection, "SELECT head, attempts, due_at <= clock_timestamp() FROM outbox.holds") == [(None, 0, True)]
+    assert await pumped(database, connection) == list("012")
+
+
+async def test_a_key_waits_on_for_another_dead_letter_and_says_so(database: str, connection: Connection) -> None:
+    """An earlier dead letter of the key, which did not hold it, does not take it past the one that does."""
+    first, *_ = await put(connection, *"0123")
+    await bury(connection, "0", "2")
+    await hold(connection, "key:k", "3", head="2", due=None)
+    ((position,),) = await rows(connection, "SELECT position FROM outbox.dead WHERE payload = '2'")
+    done = await requeue(connection, Selection(ids=[first]))
+    assert done.waiting == {"k": position}
+    assert await rows(connection, "SELECT due_at FROM outbox.holds") == [(None,)]
+    done = await requeue(connection, Selection(key="k"))
+    assert done.waiting == {}
+    assert await pumped(database, connection) == list("0123")
+
+
+async def test_a_key_in_the_queue_of_a_destination_joins_that_queue(database: str, connection: Connection) -> None:
+    """All held rows of a key are in one hold, and its time is not for an operator to say."""
+    await put(connection, *"012")
+    await bury(connection, "0")
+    ((lane,),) = await rows(connection, "SELECT lane FROM outbox.dead")
+    queue = f"sink:events/{lane}"
+    await hold(connection, queue, "1", destination="events")
+    before = await rows(connection, "SELECT * FROM outbox.holds")
+    await requeue(connection, Selection(key="k"))
+    assert await rows(connection, "SELECT * FROM outbox.holds") == before
+    assert await rows(connection, "SELECT payload, hold FROM outbox.held ORDER BY position") == [(b"0", queue), (b"1", queue)]
+    await connection.execute("UPDATE outbox.holds SET due_at = clock_timestamp()")
+    assert await pumped(database, connection) == list("012")
+
+
+async def test_without_a_key_they_are_due_at_once_in_the_order_of_the_outbox(database: str, connection: Connection) -> None:
+    payloads = [f"{n:02}" for n in range(20)]
+    await put(connection, *payloads, key=None)
+    await bury(connection, *reversed(payloads))
+    await requeue(connection, ALL, everything=True)
+    assert await rows(connection, "SELECT DISTINCT attempts, due_at <= clock_timestamp() FROM outbox.deferred") == [(0, True)]
+    assert await pumped(database, connection) == payloads
+
+
+# --- requeue: what it refuses, and what it leaves alone
+
+
+async def test_a_second_requeue_changes_nothing_and_says_so(connection: Connection) -> None:
+    ids = await put(connection, *"01")
+    await bury(connection, *"01")
+    await requeue(connection, Selection(ids=ids))
+    before = await everything(connection)
+    with pytest.raises(NotDead, match=f"{ids[0]}: is not a dead letter") as refused:
+        await requeue(connection, Selection(ids=ids))
+    assert refused.value.ids == ids
+    assert (await requeue(connection, Selection(key="k"))).letters == []
+    assert await everything(connection) == before
+
+
+@pytest.mark.parametrize("act", [requeue, drop])
+async def test_one_id_that_is_not_dead_stops_the_others(connection: Connection, act: Any) -> None:
+    dead, alive = await put(connection, *"01")
+    await bury(connection, "0")
+    before = await everything(connection)
+    with pytest.raises(NotDead) as refused:
+        await act(connection, Selection(ids=[dead, alive, dead]))
+    assert refused.value.ids == [alive]
+    with pytest.raises(NotDead):
+        await act(connection, Selection(ids=[dead], key="another"))
+    assert await everything(connection) == before
+
+
+@pytest.mark.parametrize("act", [requeue, drop])
+async def test_a_dry_run_changes_nothing_and_tells_what_would_be_done(connection: Connection, act: Any) -> None:
+    ids = await put(connection, *"012")
+    await bury(connection, *"01")
+    await hold(connection, "key:k", "2", head="0", due=None)
+    before = await everything(connection)
+    told = await act(connection, ALL, everything=True, dry_run=True)
+    assert [letter.id for letter in getattr(told, "letters", told)] == ids[:2]
+    assert await everything(connection) == before
+    with pytest.raises(NotDead):
+        await act(connection, Selection(ids=[ids[2]]), dry_run=True)
+
+
+@pytest.mark.parametrize("act", [requeue, drop])
+async def test_everything_must_be_said(connection: Connection, act: Any) -> None:
+    with pytest.raises(ConfigurationError, match="selection: nothing is given"):
+        await act(connection, ALL)
+    with pytest.raises(ConfigurationError, match="selection: everything, or key"):
+        await act(connection, Selection(key="k"), everything=True)
+
+
+async def test_the_expired_stay_dead_unless_they_are_meant(database: str, connection: Connection) -> None:
+    """Put back as they are, the pump would only give them up again."""
+    await put(connection, *"01", key=None)
+    await bury(connection, *"01", reason="expired")
+    await connection.execute("UPDATE outbox.dead SET expires_at = clock_timestamp() - interval '1 day' WHERE payload = '0'")
+    await connection.execute("UPDATE outbox.dead SET expires_at = clock_timestamp() + interval '1 day' WHERE payload = '1'")
+    done = await requeue(connection, Selection(reason="expired"))
+    assert ([letter.expired for letter in done.letters], [letter.expired for letter in done.expired]) == ([False], [True])
+    assert await rows(connection, "SELECT expires_at IS NOT NULL FROM outbox.deferred") == [(True,)]
+    done = await requeue(connection, Selection(reason="expired"), expired=True)
+    assert ([letter.expired for letter in done.letters], done.expired) == ([True], [])
+    assert sorted(await pumped(database, connection)) == ["0", "1"]
+
+
+async def test_a_lane_that_is_not_let_go_is_a_clear_error_and_changes_nothing(database: str, connection: Connection) -> None:
+    await put(connection, "0")
+    await bury(connection, "0")
+    before = await everything(connection)
+    async with await psycopg.AsyncConnection.connect(database) as pump:
+        await pump.execute("SELECT lane FROM outbox.lanes FOR UPDATE SKIP LOCKED")
+        for act in (requeue, drop):
+            with pytest.raises(LanesTaken, match="has held a lane of these keys"):
+                await act(connection, Selection(key="k"), lock_timeout=0.05)
+    assert await everything(connection) == before
+    assert len((await requeue(connection, Selection(key="k"))).letters) == 1
+
+
+async def test_inside_a_transaction_it_shares_its_fate_and_leaves_its_settings(database: str, connection: Connection) -> None:
+    await put(connection, "0")
+    await bury(connection, "0")
+    before = await everything(connection)
+    async with await psycopg.AsyncConnection.connect(database, row_factory=dict_row) as own:
+        await own.execute("SET LOCAL lock_timeout = '1234ms'")
+        assert len((await requeue(own, Selection(key="k"), fresh=True)).letters) == 1
+        assert await (await own.execute("SHOW lock_timeout")).fetchone() == {"lock_timeout": "1234ms"}
+        with pytest.raises(NotDead):
+            await requeue(own, Selection(ids=[uuid7()]))
+        await own.rollback()
+        assert await everything(connection) == before
+        await requeue(own, Selection(key="k"))
+    assert await count(connection, "dead") == 0, "on a connection without one, it commits its own"
+
+
+async def test_a_snapshot_from_before_the_lanes_is_refused(database: str) -> None:
+    async with await psycopg.AsyncConnection.connect(database) as own:
+        await own.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        with pytest.raises(ConfigurationError, match="connection: its transactions are repeatable read"):
+            await requeue(own, ALL, everything=True)
+
+
+# --- drop
+
+
+@pytest.mark.parametrize("followers", [["1", "2"], []])
+async def test_dropping_the_dead_letter_lets_its_key_go_on(database: str, connection: Connection, followers: list[str]) -> None:
+    await put(connection, *"012")
+    await bury(connection, "0")
+    await hold(connection, "key:k", *followers, head="0", due=None)
+    (dropped,) = await drop(connection, Selection(key="k"))
+    assert dropped.payload is None
+    assert await count(connection, "dead") == 0
+    assert await count(connection, "holds") == bool(followers), "a hold with nobody in it is over"
+    assert await pumped(database, connection) == ["1", "2"]
+
+
+async def test_dropping_another_dead_letter_of_the_key_does_not(connection: Connection) -> None:
+    first, *_ = await put(connection, *"012")
+    await bury(connection, *"01")
+    await hold(connection, "key:k", "2", head="1", due=None)
+    await drop(connection, Selection(ids=[first]))
+    assert await rows(connection, "SELECT due_at FROM outbox.holds") == [(None,)]
+
+
+async def test_dropping_leaves_a_failing_head_alone(connection: Connection) -> None:
+    await put(connection, *"012")
+    await bury(connection, "0")
+    await hold(connection, "key:k", "1", "2", head="1", attempts=2)
+    before = await rows(connection, "SELECT * FROM outbox.holds")
+    await drop(connection, ALL, everything=True)
+    assert await rows(connection, "SELECT * FROM outbox.holds") == before
+
+
+# --- with a pump at work
+
+
+@pytest.mark.parametrize("key", ["k", None])
+async def test_a_pump_that_sleeps_is_woken(database: str, connection: Connection, key: str | None) -> None:
+    await put(connection, "0", key=key)
+    await bury(connection, "0")
+    sink = RecordingSink()
+
+    async def asleep() -> bool:
+        return bool(await rows(connection, "SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' OFFSET 1"))
+
+    async with pumping(database, sink, poll_interval=60):
+        await eventually(asleep, what="the pump to sleep")
+        await requeue(connection, ALL, everything=True)
+        await eventually(lambda: is_empty(connection), within=10)
+    assert sink.payloads() == [b"0"]
+
+
+async def test_beside_two_pumps_nothing_is_lost_nothing_twice_and_every_key_in_order(database: str, connection: Connection) -> None:
+    """Every fourth message is refused once; operators requeue what they find, two at a time, while new ones come."""
+    refused = set[bytes]()
+    sent: dict[str, list[int]] = {}
+
+    def judge(message: Message) -> Outcome:
+        number = int(message.payload)
+        if number % 4 == 0 and message.payload not in refused:
+            refused.add(message.payload)
+            return Rejected(Reason.REFUSED, "once")
+        sent.setdefault(message.key or "", []).append(number)
+        return PUBLISHED
+
+    async def operate(stop: asyncio.Event) -> int:
+        done = 0
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as own:
+            while not stop.is_set():
+                done += len((await requeue(own, ALL, everything=True)).letters)
+        return done
+
+    async def nothing_is_left() -> bool:
+        return await is_empty(connection) and await count(connection, "dead") == 0
+
+    sink, stop = RecordingSink(judge), asyncio.Event()
+    async with pumping(database, sink, batch=7, claims=2), pumping(database, sink, batch=7, claims=2):
+        operators = [asyncio.create_task(operate(stop)) for _ in range(2)]
+        for number in range(0, 400, 10):
+            await put(connection, *[str(one) for one in range(number, number + 10)], key=f"key-{number // 10 % 5}")
+        await eventually(nothing_is_left, within=60)
+        stop.set()
+        requeued = sum(await asyncio.gather(*operators))
+    assert requeued == len(refused) == 100
+    assert Counter(sink.payloads()) == {str(one).encode(): 1 for one in range(400)}
+    for numbers in sent.values():
+        accepted = [number for number in numbers if number % 4]
+        assert accepted == sorted(accepted)
+
+
+# --- JetStream
+
+
+async def test_only_a_fresh_copy_passes_the_duplicate_window(database: str, connection: Connection, stream: Stream) -> None:
+    """The broker has stored the message and its acknowledgement was lost often enough: sent again it is a duplicate, unless it is fresh."""
+    import nats
+
+    client = await nats.connect(stream.url)
+    (message_id,) = await put(connection, "0", topic="orders")
+
+    async def stored() -> int:
+        return (await client.jetstream().stream_info(stream.name)).state.messages
+
+    async with JetStream([stream.url]) as jetstream:
+        sink = JetStreamSink(jetstream, stream=stream.name, subject=stream.subject)
+        await connection.execute("CREATE TABLE copied AS SELECT * FROM outbox.messages")
+        async with pumping(database, sink):
+            await eventually(lambda: is_empty(connection))
+        for fresh, expected in ((False, 1), (True, 2), (True, 3)):
+            await connection.execute(f"INSERT INTO outbox.dead ({KEPT}, reason, attempts) SELECT {KEPT}, 'attempts', 20 FROM copied")
+            await requeue(connection, Selection(ids=[message_id]), fresh=fresh)
+            async with pumping(database, sink):
+                await eventually(lambda: is_empty(connection))
+            assert await stored() == expected
+        last = await client.jetstream().get_msg(stream.name, seq=3)
+        assert last.headers is not None
+        assert last.headers["outbox-id"] == str(message_id)
+        assert last.headers["Nats-Msg-Id"] == f"{message_id}.{last.headers[REPLAYED]}"
+    await client.close()
