@@ -19,6 +19,7 @@ from bridges.message import Message
 
 if TYPE_CHECKING:
     from bridges.backoff import Backoff
+    from bridges.breaker import Breaker, GuardedSink
     from bridges.bridge import Bridge
     from bridges.ports import Batch, Outcome, Published, Reason, Rejected, Released, Retry, Sink, Source
     from bridges.router import Route, Router
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Backoff",
     "Batch",
+    "Breaker",
     "Bridge",
     "Destination",
+    "GuardedSink",
     "Message",
     "Outcome",
     "Pattern",
@@ -47,6 +50,7 @@ __all__ = [
 
 _HOMES = {
     "backoff": ("Backoff",),
+    "breaker": ("Breaker", "GuardedSink"),
     "bridge": ("Bridge",),
     "ports": ("Batch", "Outcome", "Published", "Reason", "Rejected", "Released", "Retry", "Sink", "Source"),
     "router": ("Route", "Router"),

@@ -44,6 +44,11 @@ class Pattern:
         match = self._regex.fullmatch(topic)
         return match.groups() if match else None
 
+    @property
+    def regex(self) -> str:
+        """The pattern as a regular expression, in the part of the language that Python and Postgres share."""
+        return self._regex.pattern
+
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
 

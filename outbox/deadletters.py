@@ -17,7 +17,7 @@ from psycopg.rows import class_row, tuple_row
 
 from bridges.envelope import REPLAYED
 from bridges.errors import ConfigurationError, OutboxError
-from outbox import sql
+from outbox import sql, sql_operating
 from outbox.rows import hold_of_key
 from outbox.selection import Selection
 
@@ -115,14 +115,14 @@ async def list_dead(
     """
     parameters = {**(selection or Selection()).parameters, "limit": limit}
     async with psycopg.AsyncCursor(connection, row_factory=class_row(DeadLetter)) as cursor:
-        await cursor.execute(sql.bind(sql.LIST_DEAD, schema), parameters)
+        await cursor.execute(sql.bind(sql_operating.LIST_DEAD, schema), parameters)
         return await cursor.fetchall()
 
 
 async def show_dead(connection: psycopg.AsyncConnection[Any], message_id: UUID, *, schema: str = "outbox") -> list[DeadLetter]:
     """Return the dead letters with this id, whole: nearly always one, or none."""
     async with psycopg.AsyncCursor(connection, row_factory=class_row(DeadLetter)) as cursor:
-        await cursor.execute(sql.bind(sql.SHOW_DEAD, schema), (message_id,), binary=True)
+        await cursor.execute(sql.bind(sql_operating.SHOW_DEAD, schema), (message_id,), binary=True)
         return await cursor.fetchall()
 
 
@@ -190,7 +190,7 @@ async def drop(
             return found
         await _take_lanes(connection, {letter.lane for letter in found}, lock_timeout, schema)
         found = await _find(connection, selection, schema, among=found)
-        await _execute(connection, sql.bind(sql.DROP_DEAD, schema), ([letter.position for letter in found],))
+        await _execute(connection, sql.bind(sql_operating.DROP_DEAD, schema), ([letter.position for letter in found],))
         await _let_keys_go(connection, found, schema)
         return found
 
@@ -211,17 +211,17 @@ async def _find(
 
 async def _take_lanes(connection: psycopg.AsyncConnection[Any], lanes: set[int], timeout: float, schema: str) -> None:
     """Own the lanes until the end of the transaction, as a claim would. Raises `LanesTaken`."""
-    ((isolation, before),) = await _execute(connection, sql.SEE_SESSION, ())
+    ((isolation, before),) = await _execute(connection, sql_operating.SEE_SESSION, ())
     if isolation != "read committed":
         msg = f"connection: its transactions are {isolation}, and would not see what a pump has just done: use READ COMMITTED"
         raise ConfigurationError(msg)
-    await _execute(connection, sql.SET_LOCK_TIMEOUT, (f"{max(1, int(timeout * 1000))}ms",))
+    await _execute(connection, sql_operating.SET_LOCK_TIMEOUT, (f"{max(1, int(timeout * 1000))}ms",))
     try:
-        await _execute(connection, sql.bind(sql.TAKE_LANES, schema), (sorted(lanes),))
+        await _execute(connection, sql.bind(sql_operating.TAKE_LANES, schema), (sorted(lanes),))
     except psycopg.errors.LockNotAvailable:
         msg = f"a pump's claim has held a lane of these keys for {timeout:g} s; nothing was changed. Is its destination slow? Try again"
         raise LanesTaken(msg) from None
-    await _execute(connection, sql.SET_LOCK_TIMEOUT, (before,))
+    await _execute(connection, sql_operating.SET_LOCK_TIMEOUT, (before,))
 
 
 async def _put_back(
@@ -231,22 +231,22 @@ async def _put_back(
     positions = [letter.position for letter in letters]
     headers = json.dumps({REPLAYED: secrets.token_hex(4)} if fresh else {})
     parameters = {"positions": positions, "headers": headers, "expired": expired}
-    await _execute(connection, sql.bind(sql.REQUEUE_KEYED, schema), parameters)
-    await _execute(connection, sql.bind(sql.REQUEUE_KEYLESS, schema), parameters)
-    await _execute(connection, sql.bind(sql.BRING_EARLIER, schema), {"positions": positions, "last": max(positions, default=0)})
-    await _execute(connection, sql.bind(sql.MAKE_KEY_HOLDS, schema), (positions,))
-    await _execute(connection, sql.bind(sql.HASTEN_HOLDS, schema), (positions,))
+    await _execute(connection, sql.bind(sql_operating.REQUEUE_KEYED, schema), parameters)
+    await _execute(connection, sql.bind(sql_operating.REQUEUE_KEYLESS, schema), parameters)
+    await _execute(connection, sql.bind(sql_operating.BRING_EARLIER, schema), {"positions": positions, "last": max(positions, default=0)})
+    await _execute(connection, sql.bind(sql_operating.MAKE_KEY_HOLDS, schema), (positions,))
+    await _execute(connection, sql.bind(sql_operating.HASTEN_HOLDS, schema), (positions,))
     return await _let_keys_go(connection, letters, schema)
 
 
 async def _let_keys_go(connection: psycopg.AsyncConnection[Any], letters: Sequence[DeadLetter], schema: str) -> dict[str, int]:
     """Let the keys of the letters that have left go on, wake the pump, and return the keys that wait on, with what for."""
     holds = {hold_of_key(letter.key): letter.key for letter in letters if letter.key is not None}
-    released = [hold for (hold,) in await _execute(connection, sql.bind(sql.RELEASE_HOLDS, schema), (list(holds),))]
+    released = [hold for (hold,) in await _execute(connection, sql.bind(sql_operating.RELEASE_HOLDS, schema), (list(holds),))]
     await _execute(connection, sql.bind(sql.END_HOLDS, schema), (released,))
     if letters:
-        await _execute(connection, sql.bind(sql.RING, schema), ())
-    return {holds[hold]: head for hold, head in await _execute(connection, sql.bind(sql.SEE_WAITING, schema), (list(holds),))}
+        await _execute(connection, sql.bind(sql_operating.RING, schema), ())
+    return {holds[hold]: head for hold, head in await _execute(connection, sql.bind(sql_operating.SEE_WAITING, schema), (list(holds),))}
 
 
 async def _execute(

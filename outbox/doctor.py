@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 
 from bridges.topics import Pattern
-from outbox import sql
+from outbox import sql, sql_watching
 from outbox.status import read_lane_owners
 
 if TYPE_CHECKING:
@@ -47,39 +47,39 @@ class Finding(NamedTuple):
 
 async def find_lost_rows(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> AsyncIterator[Finding]:
     """Find rows that no claim would ever take, however long it is waited."""
-    if lost := await _rows(connection, sql.bind(sql.FIND_LOST_QUEUES, schema)):
+    if lost := await _rows(connection, sql.bind(sql_watching.FIND_LOST_QUEUES, schema)):
         yield Finding(
             "held messages",
             f"{_count(sum(row[1] for row in lost), 'message')} in queues that no row of holds leads to: {_some(row[0] for row in lost)}",
-            f"give each queue its row again: {_one_line(sql.bind(sql.MEND_LOST_QUEUES, schema))}",
+            f"give each queue its row again: {_one_line(sql.bind(sql_watching.MEND_LOST_QUEUES, schema))}",
         )
-    lanes = dict(await _rows(connection, sql.bind(sql.FIND_LOST_LANES, schema)))
+    lanes = dict(await _rows(connection, sql.bind(sql_watching.FIND_LOST_LANES, schema)))
     if missing := [lane for lane in lanes if 0 <= lane < 64]:
         waiting = sum(lanes[lane] for lane in missing)
         yield Finding(
             "lanes",
             f"{_count(len(missing), 'row')} of lanes missing, which no claim can own, with {_count(waiting, 'message')}: {_some(missing)}",
-            f"put them back: {sql.bind(sql.MEND_LANES, schema)}",
+            f"put them back: {sql.bind(sql_watching.MEND_LANES, schema)}",
         )
     if unknown := [lane for lane in lanes if not 0 <= lane < 64]:
         waiting = sum(lanes[lane] for lane in unknown)
         yield Finding(
             "lanes",
             f"{_count(waiting, 'message')} in lanes that do not exist: {_some(unknown)}; somebody wrote to deferred, held or holds by hand",
-            f"put them where their keys are: {_one_line(sql.bind(sql.MEND_LANES_OF_ROWS, schema))}",
+            f"put them where their keys are: {_one_line(sql.bind(sql_watching.MEND_LANES_OF_ROWS, schema))}",
         )
-    ((below,),) = await _rows(connection, sql.bind(sql.FIND_BELOW_FLOORS, schema))
+    ((below,),) = await _rows(connection, sql.bind(sql_watching.FIND_BELOW_FLOORS, schema))
     if below:
         yield Finding(
             "messages",
             f"{_count(below, 'message')} at a position below 1, where no claim looks; somebody wrote the positions by hand",
-            f"let them draw positions of their own: {_one_line(sql.bind(sql.MEND_POSITIONS, schema))}",
+            f"let them draw positions of their own: {_one_line(sql.bind(sql_watching.MEND_POSITIONS, schema))}",
         )
 
 
 async def find_keys_for_operator(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> AsyncIterator[Finding]:
     """Find the keys that wait until an operator decides about their dead letter."""
-    found = await _rows(connection, sql.bind(sql.FIND_KEYS_FOR_OPERATOR, schema), (_NAMED,))
+    found = await _rows(connection, sql.bind(sql_watching.FIND_KEYS_FOR_OPERATOR, schema), (_NAMED,))
     for hold, error, messages, _ in found:
         key = _quoted(hold.removeprefix("key:"))
         yield Finding(
@@ -100,14 +100,14 @@ async def find_unconfigured(
 ) -> AsyncIterator[Finding]:
     """Find messages that this configuration has no place for: of topics without a route, and in the queue of a sink that is gone."""
     patterns = [Pattern(route) for route in routes]
-    topics = await _rows(connection, sql.bind(sql.COUNT_BY_TOPIC, schema))
+    topics = await _rows(connection, sql.bind(sql_watching.COUNT_BY_TOPIC, schema))
     if lost := [row for row in topics if not any(pattern.matches(row[0]) for pattern in patterns)]:
         yield Finding(
             "routes",
             f"{_count(sum(row[1] for row in lost), 'message')} without a route, to be dead letters: {_some(row[0] for row in lost)}",
             "add [[routes]] for these topics; what is dead by then goes out with `outboxd dead requeue`",
         )
-    for _, sink, _, messages, _, error in await _rows(connection, sql.bind(sql.STATUS_OF_HOLDS, schema)):
+    for _, sink, _, messages, _, error in await _rows(connection, sql.bind(sql_watching.STATUS_OF_HOLDS, schema)):
         if sink is not None and sink not in sinks:
             yield Finding(
                 f"sink {sink}",
@@ -131,7 +131,7 @@ async def find_late_claims(
                 f" ({owner.state or 'state unknown'}); no claim takes longer than {_seconds(claim_timeout)}",
                 f"end it, which gives all back and loses nothing: {end}",
             )
-    ((hidden,),) = await _rows(connection, sql.COUNT_HIDDEN_SESSIONS)
+    ((hidden,),) = await _rows(connection, sql_watching.COUNT_HIDDEN_SESSIONS)
     if hidden:
         role = connection.info.user
         yield Finding(
@@ -147,7 +147,11 @@ async def find_pins(
 ) -> AsyncIterator[Finding]:
     """Find what keeps dead rows from being vacuumed, and claims slow: old transactions, slots that nobody reads, standbys far behind."""
     claims = {owner.pid for owner in await read_lane_owners(connection, schema=schema)}  # `find_late_claims` tells of these
-    found = [_pin(*row, older_than=older_than) for row in await _rows(connection, sql.FIND_PINS) if row[1] is None or row[1] not in claims]
+    found = [
+        _pin(*row, older_than=older_than)
+        for row in await _rows(connection, sql_watching.FIND_PINS)
+        if row[1] is None or row[1] not in claims
+    ]
     for finding in [finding for finding in found if finding][:_NAMED]:
         yield finding
 
@@ -190,7 +194,7 @@ def _pin(
 
 async def find_vacuum_trouble(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> AsyncIterator[Finding]:
     """Find settings under which the outbox's tables are not vacuumed in time: rows live there for milliseconds, and die."""
-    ((autovacuum, counts),) = await _rows(connection, sql.SEE_AUTOVACUUM)
+    ((autovacuum, counts),) = await _rows(connection, sql_watching.SEE_AUTOVACUUM)
     if not autovacuum:
         yield Finding("autovacuum", "it is off for the whole server", "ALTER SYSTEM SET autovacuum = on; SELECT pg_reload_conf();")
     if not counts:
@@ -200,7 +204,7 @@ async def find_vacuum_trouble(connection: psycopg.AsyncConnection[Any], *, schem
             "ALTER SYSTEM SET track_counts = on; SELECT pg_reload_conf(); and ALTER DATABASE or ROLE ... RESET track_counts",
         )
     tables: dict[str, dict[str, str]] = {"messages": {}}
-    for table, option, value in await _rows(connection, sql.bind(sql.SEE_TABLE_OPTIONS, schema)):
+    for table, option, value in await _rows(connection, sql.bind(sql_watching.SEE_TABLE_OPTIONS, schema)):
         tables.setdefault(table, {})[option] = value
     for table, options in tables.items():
         for prefix in ("", "toast."):
@@ -228,18 +232,18 @@ async def find_pooler(connect: Callable[[], Awaitable[psycopg.AsyncConnection[An
     async with await connect() as listening, await connect() as ringing:
         processes = set()
         token = secrets.token_hex(8)
-        await listening.execute(sql.LISTEN_FOR_DOCTOR)
+        await listening.execute(sql_watching.LISTEN_FOR_DOCTOR)
         for _ in range(3):  # each statement is a transaction, and a pooler may well take the same process for one after the other
-            ((process,),) = await _rows(listening, sql.SEE_PROCESS)
+            ((process,),) = await _rows(listening, sql_watching.SEE_PROCESS)
             processes.add(process)
-            await ringing.execute(sql.SEE_PROCESS)
-        await ringing.execute(sql.NOTIFY_DOCTOR, (token,))
+            await ringing.execute(sql_watching.SEE_PROCESS)
+        await ringing.execute(sql_watching.NOTIFY_DOCTOR, (token,))
         heard = False
         async with aclosing(listening.notifies(timeout=within)) as notes:
             async for note in notes:
                 if heard := note.payload == token:
                     break
-        await listening.execute(sql.UNLISTEN_FOR_DOCTOR)
+        await listening.execute(sql_watching.UNLISTEN_FOR_DOCTOR)
         told = listening.info.backend_pid
     if heard and len(processes) == 1:
         return
@@ -266,7 +270,7 @@ async def find_clock_skew(
         more_than: seconds that do not matter.
     """
     before = clock()
-    ((there,),) = await _rows(connection, sql.SEE_CLOCK)
+    ((there,),) = await _rows(connection, sql_watching.SEE_CLOCK)
     after = clock()
     skew = there - min(max(there, before), after)
     if abs(skew) > more_than:

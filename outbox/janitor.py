@@ -20,7 +20,7 @@ from bridges.backoff import Backoff
 from bridges.deadline import happens
 from bridges.errors import told
 from migrations.partitions import BESIDE_OTHERS, Announcer, Daily, Patience, Tidied, Upkeep, begin_of_timestamps, database_now
-from outbox import sql
+from outbox import sql, sql_watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -58,7 +58,7 @@ class Backlog(NamedTuple):
 
 async def measure_backlog(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> Backlog:
     """Count what is in the outbox. Exact, and so its cost grows with the backlog: for every few seconds, not for every batch."""
-    cursor = await connection.execute(sql.bind(sql.BACKLOG, schema))
+    cursor = await connection.execute(sql.bind(sql_watching.BACKLOG, schema))
     row = await cursor.fetchone()
     assert row is not None
     return Backlog(*row)
@@ -167,7 +167,7 @@ class Janitor:
         connection = await self._connected()
         await self._measure(connection)
         is_fresh = False
-        cursor = await connection.execute(sql.bind(sql.READ_FIGURES, self._schema))
+        cursor = await connection.execute(sql.bind(sql_watching.READ_FIGURES, self._schema))
         if row := await cursor.fetchone():
             figures, age = row
             # What a newer version has measured as well is not for this one.
@@ -184,14 +184,14 @@ class Janitor:
     async def _measure(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Measure, unless another daemon is at it or has just done it."""
         async with connection.transaction():
-            await connection.execute(sql.CONFIGURE_JANITOR)
-            if not await self._says_yes(connection, sql.TRY_MEASURE):
+            await connection.execute(sql_watching.CONFIGURE_JANITOR)
+            if not await self._says_yes(connection, sql_watching.TRY_MEASURE):
                 return
             # Not the whole interval: one that comes round a little early would wait for another.
-            if await self._says_yes(connection, sql.FIGURES_ARE_FRESH, 0.75 * self._measure_every):
+            if await self._says_yes(connection, sql_watching.FIGURES_ARE_FRESH, 0.75 * self._measure_every):
                 return
             backlog = await measure_backlog(connection, schema=self._schema)
-            await connection.execute(sql.bind(sql.STORE_FIGURES, self._schema), (json.dumps(backlog._asdict()),))
+            await connection.execute(sql.bind(sql_watching.STORE_FIGURES, self._schema), (json.dumps(backlog._asdict()),))
 
     async def _says_yes(self, connection: psycopg.AsyncConnection[Any], statement: str, *parameters: object) -> bool:
         cursor = await connection.execute(sql.bind(statement, self._schema), parameters or None)

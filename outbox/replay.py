@@ -22,7 +22,7 @@ from bridges.envelope import REPLAYED
 from bridges.errors import ConfigurationError, SourceUnavailable, told
 from bridges.message import Message, uuid7
 from bridges.ports import Published, Reason, Rejected, Retry
-from outbox import sql
+from outbox import sql, sql_operating
 from outbox.source import RETRY
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class ArchiveSource:
 
     async def count(self) -> dict[str, int]:
         """Return how many messages are meant, by topic, the most frequent first; of those published before the first such call."""
-        return dict(await self._execute(sql.COUNT_ARCHIVED, await self._until_now()))
+        return dict(await self._execute(sql_operating.COUNT_ARCHIVED, await self._until_now()))
 
     async def begin(self, matched: int, *, to: str, who: str | None = None) -> None:
         """Write the replay's row."""
@@ -197,7 +197,7 @@ class ArchiveSource:
             "who": who or _user(),
             "selection": json.dumps(self._selection),
         }
-        await self._execute(sql.BEGIN_REPLAY, parameters)
+        await self._execute(sql_operating.BEGIN_REPLAY, parameters)
 
     async def end(self) -> None:
         """Write into the replay's row how far it came, if Postgres is there: it is in the log in any case."""
@@ -245,7 +245,9 @@ class ArchiveSource:
     async def _read(self, size: int) -> None:
         parameters = await self._until_now()
         position, published_at = self._last or (-1, parameters["began"])
-        rows = await self._execute(sql.READ_ARCHIVED, {**parameters, "position": position, "published_at": published_at, "limit": size})
+        rows = await self._execute(
+            sql_operating.READ_ARCHIVED, {**parameters, "position": position, "published_at": published_at, "limit": size}
+        )
         self._page = [_Copy(self._copied(Message._make(row[:7]))) for row in rows]
         if rows:
             self._last = rows[-1][7:]
@@ -279,12 +281,14 @@ class ArchiveSource:
 
     async def _note(self, *, ended: bool) -> None:
         rejected = sum(self.rejected.values())
-        await self._execute(sql.NOTE_REPLAY, {"replay": self.replay, "published": self.published, "rejected": rejected, "ended": ended})
+        await self._execute(
+            sql_operating.NOTE_REPLAY, {"replay": self.replay, "published": self.published, "rejected": rejected, "ended": ended}
+        )
 
     async def _until_now(self) -> dict[str, Any]:
         """Return the parameters of the selection, with the moment before which it ends."""
         if "began" not in self._parameters:
-            ((now,),) = await self._execute(sql.SEE_NOW, {})
+            ((now,),) = await self._execute(sql_operating.SEE_NOW, {})
             self._parameters["began"] = now
         return self._parameters
 

@@ -73,7 +73,7 @@ class Selection:
         return {
             "ids": self.message_ids or None,
             # What the router itself matches with: Postgres reads this part of Python's notation in the same way.
-            "topics": None if self.topics is None else f"^(?:{Pattern(self.topics)._regex.pattern})$",
+            "topics": None if self.topics is None else f"^(?:{Pattern(self.topics).regex})$",
             "key": self.key,
             "reason": None if self.reason is None else str(self.reason),
             "since": self.since,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, LiteralString
 
-from outbox import sql
+from outbox import sql, sql_watching
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -119,11 +119,13 @@ class Status:
 async def read_status(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> Status:
     """Read the status in one transaction that only reads. The connection must have none open. Raises psycopg's errors."""
     async with connection.transaction():
-        await connection.execute(sql.BEGIN_STATUS)
-        ((at, messages, deferred, due, next_seconds, oldest, archived, tables),) = await _rows(connection, sql.bind(sql.STATUS, schema))
-        holds = await _rows(connection, sql.bind(sql.STATUS_OF_HOLDS, schema))
-        dead = await _rows(connection, sql.bind(sql.STATUS_OF_DEAD, schema))
-        ((lanes,),) = await _rows(connection, sql.bind(sql.COUNT_LANES, schema))
+        await connection.execute(sql_watching.BEGIN_STATUS)
+        ((at, messages, deferred, due, next_seconds, oldest, archived, tables),) = await _rows(
+            connection, sql.bind(sql_watching.STATUS, schema)
+        )
+        holds = await _rows(connection, sql.bind(sql_watching.STATUS_OF_HOLDS, schema))
+        dead = await _rows(connection, sql.bind(sql_watching.STATUS_OF_DEAD, schema))
+        ((lanes,),) = await _rows(connection, sql.bind(sql_watching.COUNT_LANES, schema))
         owners = await read_lane_owners(connection, schema=schema)
     return Status(
         measured_at=at,
@@ -140,7 +142,7 @@ async def read_status(connection: psycopg.AsyncConnection[Any], *, schema: str =
 
 async def read_lane_owners(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> list[LaneOwner]:
     """Return the transactions that hold lanes at this moment."""
-    return [LaneOwner(*row) for row in await _rows(connection, sql.bind(sql.LANE_OWNERS, schema))]
+    return [LaneOwner(*row) for row in await _rows(connection, sql.bind(sql_watching.LANE_OWNERS, schema))]
 
 
 async def _rows(connection: psycopg.AsyncConnection[Any], statement: LiteralString) -> list[tuple[Any, ...]]:

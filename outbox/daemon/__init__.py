@@ -2,8 +2,12 @@
 
 config     what can be set, checked once; the only place that reads the environment
 brokers    from a sink's configuration to its Sink, its Source and what is wrong with its settings
+routing    from the routes to the Router, and to what the outbox's source knows of them
 app        the composition root: everything is made, joined and run here
 health     live and ready, judged by progress
 http       /metrics, /livez, /readyz
-cli        run, migrate, check, demo, version
+cli        run, migrate, check, demo, version; and those of the next three
+inspection status and doctor
+operate    dead and replay
+tidy       partitions made and dropped, where the daemon may not
 """

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bridges.errors import ConfigurationError
 from migrations.names import check_schema_name
-from outbox import sql
+from outbox import sql_operating
 from outbox.daemon.config import Duration, Settings, checked_dsn, load, schemas_in_environment
 from outbox.selection import Selection
 
@@ -130,7 +130,7 @@ class Asked(NamedTuple):
         """Return the selection, its ages counted back from the database's clock."""
         if not self.ages:
             return self.selection
-        cursor = await connection.execute(sql.SEE_NOW)
+        cursor = await connection.execute(sql_operating.SEE_NOW)
         row = await cursor.fetchone()
         assert row is not None
         try:

@@ -23,10 +23,12 @@ _PUMP_RIGHTS: Final = {
     "lanes": "SELECT UPDATE",
     "messages": "SELECT UPDATE DELETE",
     "deferred": "SELECT INSERT DELETE",
-    "held": "SELECT INSERT DELETE",
+    "held": "SELECT INSERT UPDATE DELETE",
     "holds": "SELECT INSERT UPDATE DELETE",
     "dead": "SELECT INSERT",
+    "figures": "SELECT INSERT UPDATE",
 }
+_ARCHIVE_RIGHTS: Final = {"archive": "INSERT"}
 _CONSUMER_RIGHTS: Final = {"processed": "SELECT INSERT", "consumer_dead": "SELECT INSERT UPDATE"}
 
 
@@ -78,7 +80,8 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
             check_schemas(settings)
             yield Finding("schemas are up to date", None)
             if settings.routes:
-                yield _check_rights(connection, "the pump", schema, _PUMP_RIGHTS)
+                archives = any(route.archive for route in settings.routes)
+                yield _check_rights(connection, "the pump", schema, _PUMP_RIGHTS | (_ARCHIVE_RIGHTS if archives else {}))
             if any(consumer.dsn is None for consumer in settings.consumers):
                 yield _check_rights(connection, "the consumers", settings.postgres.dedupe_schema, _CONSUMER_RIGHTS)
     except psycopg.Error as problem:

@@ -346,6 +346,14 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
     @model_validator(mode="after")
+    def _check_sink_names(self) -> Settings:
+        for name in self.sinks:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name in {"key", "operator"}:
+                msg = f"sinks.{name}: the name of a sink is 1 to 64 characters of A-Z, a-z, 0-9, _ and -, and not 'key' or 'operator'"
+                raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _check_names(self) -> Settings:
         known = ", ".join(self.sinks) or "none"
         if not self.routes and not self.consumers:

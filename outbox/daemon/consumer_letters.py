@@ -13,7 +13,7 @@ from bridges.envelope import REPLAYED
 from bridges.errors import ConfigurationError
 from bridges.message import Message
 from bridges.ports import BEHIND, Published, Rejected, Released, Retry
-from outbox import sql
+from outbox import sql, sql_operating
 from outbox.deadletters import NotDead
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ async def list_consumer_dead(
         msg = "reason: a consumer's dead letters have an error, and no reason"
         raise ConfigurationError(msg)
     async with psycopg.AsyncCursor(connection, row_factory=class_row(ConsumerLetter)) as cursor:
-        await cursor.execute(sql.bind(sql.LIST_CONSUMER_DEAD, schema), {**selection.parameters, "consumer": consumer, "limit": limit})
+        await cursor.execute(
+            sql.bind(sql_operating.LIST_CONSUMER_DEAD, schema), {**selection.parameters, "consumer": consumer, "limit": limit}
+        )
         return await cursor.fetchall()
 
 
@@ -116,11 +118,11 @@ async def _hand_back(
 ) -> Outcome | None:
     """Publish a letter, and delete it from the consumer's tables; None if somebody else has just done so."""
     async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(sql.bind(sql.TAKE_CONSUMER_DEAD, schema), (message_id, consumer), binary=True)
+        await cursor.execute(sql.bind(sql_operating.TAKE_CONSUMER_DEAD, schema), (message_id, consumer), binary=True)
         row = await cursor.fetchone()
         if row is None:
             return None
-        await cursor.execute(sql.bind(sql.FORGET_PROCESSED, schema), (message_id, consumer))
+        await cursor.execute(sql.bind(sql_operating.FORGET_PROCESSED, schema), (message_id, consumer))
     message = Message._make(row)
     (outcome,) = await sink.publish([message._replace(headers={**message.headers, REPLAYED: token})])
     return outcome

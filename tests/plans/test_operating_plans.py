@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from bridges.message import uuid7
-from outbox import sql
+from outbox import sql, sql_operating
 from outbox.selection import Selection
 from tests.plans.test_plans import nodes, scans
 
@@ -53,7 +53,7 @@ def plan_of(connection: psycopg.Connection, statement: LiteralString, parameters
 def test_a_page_of_the_archive_begins_where_the_last_one_ended(large: psycopg.Connection, given: dict[str, Any]) -> None:
     """It does not walk again over what it has passed, and sorts no more than rows of one position."""
     parameters = {**Selection(**given).parameters, "began": NOW, "position": 40_000, "published_at": NOW, "limit": 100}
-    plan = plan_of(large, sql.READ_ARCHIVED, parameters)
+    plan = plan_of(large, sql_operating.READ_ARCHIVED, parameters)
     (walk,) = scans(plan, "archive_default")
     assert walk["Node Type"] == "Index Scan"
     assert '"position" >=' in walk["Index Cond"] or 'ROW("position"' in walk["Index Cond"]
@@ -62,12 +62,12 @@ def test_a_page_of_the_archive_begins_where_the_last_one_ended(large: psycopg.Co
 
 def test_ids_are_looked_up_in_the_archive(large: psycopg.Connection) -> None:
     parameters = {**Selection(ids=[uuid7()]).parameters, "began": NOW, "position": -1, "published_at": NOW, "limit": 100}
-    (walk,) = scans(plan_of(large, sql.READ_ARCHIVED, parameters), "archive_default")
+    (walk,) = scans(plan_of(large, sql_operating.READ_ARCHIVED, parameters), "archive_default")
     assert "id =" in str(walk.get("Index Cond")) or "id = ANY" in str(walk.get("Recheck Cond"))
 
 
 def test_a_requeue_looks_only_at_what_is_older_in_the_fifo(large: psycopg.Connection) -> None:
-    plan = plan_of(large, sql.BRING_EARLIER, {"positions": [5, 7], "last": 7})
+    plan = plan_of(large, sql_operating.BRING_EARLIER, {"positions": [5, 7], "last": 7})
     walks = [node for node in scans(plan, "messages") if "Scan" in node["Node Type"]]
     assert [walk["Index Name"] for walk in walks] == ["messages_pkey"]
     assert '"position" < ' in walks[0]["Index Cond"]

@@ -85,3 +85,27 @@ def test_an_unknown_variable_of_ours_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_a_sink_may_not_take_longer_than_the_pump_waits(tmp_path: Path) -> None:
     (line,) = _lines(tmp_path, MINIMAL + "[pump]\npublish_timeout = 10\n")
     assert line.startswith("sinks.events.timeout: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('after_dead = "stop"', "after_dead: Input should be 'continue' or 'hold'"),
+        ('order = "strict"', "order: Input should be 'key' or 'none'"),
+        ('archive = "a week"', "archive: 'a week' is not a number and a unit, such as '7 days' or '12 hours'"),
+        ('archive = "forever"', "archive: 'forever' is not a number and a unit, such as '7 days' or '12 hours'"),
+        ('archive = "0 days"', "archive: '0 days' is not a number and a unit, such as '7 days' or '12 hours'"),
+        ("archive = 7", "archive: 7 is not a number and a unit, such as '7 days' or '12 hours'"),
+    ],
+)
+def test_what_a_route_may_say(tmp_path: Path, line: str, problem: str) -> None:
+    assert _lines(tmp_path, f"{MINIMAL}\n{line}\n") == [f"routes.0.{problem}"]
+
+
+@pytest.mark.parametrize("name", ["key", "operator", '"a b"', '"a/b"', '""'])
+def test_a_sink_whose_name_says_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    text = MINIMAL.replace("[sinks.events]", f"[sinks.{name}]").replace(
+        'sink = "events"', f"sink = {name if name[0] == chr(34) else chr(34) + name + chr(34)}"
+    )
+    (line,) = _lines(tmp_path, text)
+    assert line.startswith(f"sinks.{name.strip(chr(34))}: the name of a sink is 1 to 64 characters")
