@@ -201,7 +201,7 @@ def drop(
 
 
 def replay(
-    to: Annotated[str, typer.Option(help="The sink to publish to: one of [sinks].")],
+    to: Annotated[str, typer.Option(help="The sink to publish to, by its name in the configuration.")],
     config: ConfigFile = None,
     dsn: Dsn = None,
     schema: Annotated[str | None, typer.Option(help="Of the outbox's tables.")] = None,
