@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -343,6 +344,7 @@ async def _settle(claim: Claim) -> None:
         await claim.context.__aexit__(None, None, None)
 
 
+@pytest.mark.timeout(900)  # 500 histories of thirty steps each, on a real Postgres
 def test_the_pump_keeps_its_promises_whatever_happens(database: str) -> None:
     with asyncio.Runner() as loop:
 
