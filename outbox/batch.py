@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 from outbox import sql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import psycopg
 
@@ -75,30 +75,36 @@ class OutboxBatch:
             await self._connection.execute("ROLLBACK")
 
     async def _execute(self, settlement: Settlement) -> None:
-        connection, schema = self._connection, self._schema
-        async with connection.pipeline():
-            for table, statement in _DELETES.items():
-                if positions := settlement.published[table]:
-                    await connection.execute(sql.bind(statement, schema), (_array(positions),))
-            for statement, rows in (
-                (sql.MOVE_TO_ARCHIVE, settlement.archived),
-                (sql.MOVE_TO_DEAD, settlement.dead),
-                (sql.MOVE_TO_DEFERRED, settlement.deferred),
-            ):
-                if rows:
-                    await connection.execute(sql.bind(statement, schema), _columns(rows))
-            if settlement.held:
-                await connection.execute(sql.bind(sql.MOVE_TO_HELD, schema), _by_hold(settlement.held))
-            if settlement.reheld:
-                await connection.execute(sql.bind(sql.MOVE_KEYS_TO_HOLDS, schema), _columns(settlement.reheld))
-            if settlement.holds:
-                await connection.execute(sql.bind(sql.HOLD, schema), _columns(list(settlement.holds.values())))
-            if advanced := list(settlement.advanced):
-                await connection.execute(sql.bind(sql.ADVANCE_HOLDS, schema), (advanced,))
-                await connection.execute(sql.bind(sql.END_HOLDS, schema), (advanced,))
-            await connection.execute("COMMIT")
+        async with self._connection.pipeline():
+            for statement, parameters in _statements(settlement):
+                await self._connection.execute(sql.bind(statement, self._schema), parameters)
+            await self._connection.execute("COMMIT")
         for row in settlement.dead:
             log.error("dead letter: position %d: %s: %s", row.position, row.reason, row.error)
+
+
+def _statements(settlement: Settlement) -> Iterator[tuple[LiteralString, Any]]:
+    """Yield what carries the settlement out, in this order: rows go first, and then holds are judged by what is left in them."""
+    for table, statement in _DELETES.items():
+        if positions := settlement.published[table]:
+            yield statement, (_array(positions),)
+    if settlement.archived:
+        yield sql.MOVE_TO_ARCHIVE, _columns(settlement.archived)
+    if settlement.dead:
+        yield sql.MOVE_TO_DEAD, _columns(settlement.dead)
+    if settlement.deferred:
+        yield sql.MOVE_TO_DEFERRED, _columns(settlement.deferred)
+    if settlement.held:
+        yield sql.MOVE_TO_HELD, _by_hold(settlement.held)
+    if settlement.reheld:
+        yield sql.MOVE_KEYS_TO_HOLDS, _columns(settlement.reheld)
+    if settlement.holds:
+        yield sql.HOLD, _columns(list(settlement.holds.values()))
+    if settlement.advanced:
+        yield sql.ADVANCE_HOLDS, (list(settlement.advanced),)
+        yield sql.END_HOLDS, (list(settlement.advanced),)
+    if settlement.tidied:
+        yield sql.END_EMPTY_HOLDS, (list(settlement.tidied),)
 
 
 _DELETES: Final[dict[Table, LiteralString]] = {

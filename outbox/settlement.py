@@ -104,6 +104,8 @@ class Settlement:
     holds: dict[str, Hold] = field(default_factory=dict)
     advanced: set[str] = field(default_factory=set)
     """Holds of which something has left."""
+    tidied: Sequence[int] = ()
+    """Lanes whose holds are to end if they are empty."""
     stay: set[int] = field(default_factory=set)
     """Positions of the rows that stay in the FIFO."""
     _waits: dict[str, str | None] = field(default_factory=dict, compare=False)
@@ -112,7 +114,7 @@ class Settlement:
     @property
     def changes_something(self) -> bool:
         """Whether any row goes anywhere."""
-        return bool(any(self.published.values()) or self.archived or self.dead or self.deferred or self.held or self.holds)
+        return bool(any(self.published.values()) or self.archived or self.dead or self.deferred or self.held or self.holds or self.tidied)
 
     def set_aside(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Decide about the rows that are not to be sent now, and return those that are."""

@@ -21,7 +21,7 @@ from outbox.batch import OutboxBatch
 from outbox.destinations import Destinations
 from outbox.doorbell import Doorbell
 from outbox.floors import Floors, Seen
-from outbox.rows import SAME_FOR_ALL, Policy, Row, Surroundings
+from outbox.rows import SAME_FOR_ALL, Policy, Row, Surroundings, hold_of_destination
 from outbox.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class OutboxSource:
                 rows, seen, holds = await self._select_due(connection, lanes, limit, self._floors.start(lanes, now), ticket, list(away))
                 self._floors.swept(lanes, now)
             else:
-                rows, seen, holds = await self._select_tried(connection, lanes, limit, [*away]), None, frozenset()
+                rows, seen, holds = await self._select_tried(connection, lanes, limit, list(away)), None, frozenset()
             around = Surroundings(
                 away=away,
                 full=await self._destinations.full(connection, away),
@@ -202,6 +202,8 @@ class OutboxSource:
                 whole=_whole(rows, _of_holds(limit)),
             )
             settlement = Settlement(self._policy, around)
+            if self._is_led_astray(rows, lanes, tried, round_):
+                settlement.tidied = lanes
             to_send = settlement.set_aside(rows)
             batch = OutboxBatch(connection, self._schema, to_send, settlement, self._retry, self._note_settled(lanes, rows, seen))
             batch.owns_lanes = bool(lanes)
@@ -211,6 +213,12 @@ class OutboxSource:
             await batch.settle([])
             batch.moved = True
         return batch
+
+    def _is_led_astray(self, rows: Sequence[Row], lanes: Sequence[int], tried: str | None, round_: int) -> bool:
+        """Say whether something seemed due of which there is nothing: a hold without rows, whose rows somebody else has deleted."""
+        if tried is not None:
+            return all(row.hold != hold_of_destination(tried, lanes[0]) for row in rows)
+        return bool(lanes) and not rows and self._fruitless > 0 and round_ == 0
 
     async def _own_lanes(self, connection: psycopg.AsyncConnection[Any]) -> tuple[list[int], str | None]:
         """Begin a claim and own some lanes; or one lane, for the destination that is to be tried, if one is."""

@@ -198,6 +198,11 @@ WHERE holds.hold = still.hold"""
 END_HOLDS: Final = """
 DELETE FROM :"schema".holds WHERE hold = ANY(%s) AND NOT EXISTS (SELECT FROM :"schema".held WHERE held.hold = holds.hold)"""
 
+# Holds that seem due and have nothing in them, since somebody has deleted rows by hand. Not those that wait for an operator.
+END_EMPTY_HOLDS: Final = """
+DELETE FROM :"schema".holds WHERE lane = ANY(%s::smallint[]) AND due_at <= statement_timestamp()
+    AND NOT EXISTS (SELECT FROM :"schema".held WHERE held.hold = holds.hold)"""
+
 # --- sleeping and waking --------------------------------------------------------------------------------------------------
 
 # One of several pumps minds the doorbell, for as long as it is connected; it takes the lock that the table's trigger tries.

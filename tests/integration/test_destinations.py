@@ -179,3 +179,29 @@ async def test_the_queue_of_a_sink_that_is_no_longer_configured_is_not_stranded(
     async with pumping(database, both.router):  # knows of one destination, which has no name
         await eventually(lambda: is_empty(connection))
     assert len(both.payloads("s")) == 20
+
+
+async def test_a_hold_whose_rows_somebody_has_deleted_stops_nobody(database: str, connection: psycopg.AsyncConnection) -> None:
+    """By hand, in SQL: the hold is there, due, and empty; of a destination that is to be tried, and of a key."""
+    both = Destinations()
+    async with pumping(database, both.router, **both.options):
+        await put(database, *drafts("s", range(50)))
+
+        async def held() -> bool:
+            return await count(connection, "held") == 50
+
+        await eventually(held)
+        await connection.execute("BEGIN; SELECT lane FROM outbox.lanes FOR UPDATE; DELETE FROM outbox.held; COMMIT")
+        await connection.execute(
+            "INSERT INTO outbox.holds (hold, due_at, attempts, lane) SELECT 'key:' || n, now(), 0, n FROM generate_series(0, 63) AS n"
+        )
+        await put(database, *drafts("t", range(50)))
+
+        async def others_are_through() -> bool:
+            return len(both.payloads("t")) == 50
+
+        await eventually(others_are_through)
+        both.down.up = True
+        await put(database, *drafts("s", range(50, 60)))
+        await eventually(lambda: is_empty(connection))
+    assert len(both.payloads("s")) == 10
