@@ -88,12 +88,14 @@ def _statements(settlement: Settlement) -> Iterator[tuple[LiteralString, Any]]:
     for table, statement in _DELETES.items():
         if positions := settlement.published[table]:
             yield statement, (_array(positions),)
-    if settlement.archived:
-        yield sql.MOVE_TO_ARCHIVE, _columns(settlement.archived)
-    if settlement.dead:
-        yield sql.MOVE_TO_DEAD, _columns(settlement.dead)
-    if settlement.deferred:
-        yield sql.MOVE_TO_DEFERRED, _columns(settlement.deferred)
+    moves: tuple[tuple[LiteralString, Sequence[NamedTuple]], ...] = (
+        (sql.MOVE_TO_ARCHIVE, settlement.archived),
+        (sql.MOVE_TO_DEAD, settlement.dead),
+        (sql.MOVE_TO_DEFERRED, settlement.deferred),
+    )
+    for statement, rows in moves:
+        if rows:
+            yield statement, _columns(rows)
     if settlement.held:
         yield sql.MOVE_TO_HELD, _by_hold(settlement.held)
     if settlement.reheld:
