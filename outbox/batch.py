@@ -127,6 +127,7 @@ def _by_hold(rows: Sequence[Held]) -> dict[str, Any]:
         "holds": list(places),
         "position": _array([row.position for row in rows]),
         "place": _array([places[row.hold] for row in rows]),
+        "ordered": _array([row.ordered for row in rows]),
     }
 
 

@@ -45,10 +45,11 @@ class Deferred(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A row to wait in a hold."""
+    """A row to wait in a hold; ``ordered`` if it keeps its key's order there."""
 
     position: int
     hold: str
+    ordered: bool = True
 
 
 class Hold(NamedTuple):
@@ -193,7 +194,7 @@ class Settlement:
         else:
             hold = self._hold_for(destination, row, error)
             into = hold.hold
-            self.held.append(Held(row.position, into))
+            self._put_into(row, into)
             self.holds.setdefault(into, hold)
         if key is not None:
             self._waits.setdefault(key, into)
@@ -201,19 +202,19 @@ class Settlement:
     def _wait_held(self, row: Row, destination: str, seconds: float, error: str | None) -> str | None:
         """Let a row that is in some hold wait for a destination, and return the hold in which it then is."""
         own = self._hold_for(destination, row, error)
-        key = row.message.key
-        if row.hold == own.hold or row.hold is None:
+        key = self._key_of(row)
+        if row.hold is None or row.hold == own.hold:
             return row.hold
         if key is not None and row.hold == hold_of_key(key):
             # It keeps its place behind its key's head, and its attempts; only the time moves.
             self.holds[row.hold] = Hold(row.hold, row.position if row.attempts else None, row.lane, max(seconds, 0.1), row.attempts, error)
             self.advanced.discard(row.hold)
             return row.hold
-        # It was behind another destination's row of its key, which has gone: now it waits for its own, and its key behind it.
+        # It was behind another row of its key, which has gone: now it waits for its own destination, and its key behind it.
         self._advance(row)
         self.holds.setdefault(own.hold, own)
         if key is None:
-            self.held.append(Held(row.position, own.hold))
+            self._put_into(row, own.hold)
         else:
             self.reheld.append(Rehold(key, row.hold, own.hold))
         return own.hold
@@ -256,7 +257,7 @@ class Settlement:
             if row.hold is not None and row.hold != hold:  # its key was in another hold, which was claimed whole
                 self.reheld.append(Rehold(key, row.hold, hold))
             if with_row:
-                self.held.append(Held(row.position, hold))
+                self._put_into(row, hold)
         elif row.hold is not None and row.hold != hold:
             self.reheld.append(Rehold(key, row.hold, hold))
             self._advance(row)
@@ -282,9 +283,12 @@ class Settlement:
         if hold is None or destination_of(hold) in self.around.full:
             self._stay(row)
         else:
-            self.held.append(Held(row.position, hold))
+            self._put_into(row, hold)
 
     # --- both
+
+    def _put_into(self, row: Row, hold: str) -> None:
+        self.held.append(Held(row.position, hold, self.policy(row.message.topic).ordered))
 
     def _stay(self, row: Row) -> None:
         if row.table == "messages":

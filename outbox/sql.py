@@ -75,7 +75,7 @@ _ASIDE: Final = """
          WHEN octet_length(payload) > :"schema".max_payload() THEN 'oversized' END,
     CASE WHEN (SELECT EXISTS (SELECT FROM :"schema".holds))
          THEN coalesce((SELECT hold FROM :"schema".holds WHERE hold = 'key:' || key),
-                       (SELECT hold FROM :"schema".held WHERE held.key = claimed.key LIMIT 1)) END"""
+                       (SELECT hold FROM :"schema".held WHERE held.key = claimed.key AND ordered LIMIT 1)) END"""
 
 # The due holds of my lanes, with their heads: at most three quarters of a claim, so that no queue, however long, keeps the others from
 # moving. A hold that has failed shows its head alone: what is behind it is not looked at until the head has left. A destination that is
@@ -152,15 +152,16 @@ FROM moved JOIN unnest(%(position)s::bigint[], %(reason)s::text[], %(attempts)s:
 
 # Holds are few and rows are many: each row names its hold by its place in the list.
 MOVE_TO_HELD: Final = f"""{_GONE}
-INSERT INTO :"schema".held ({KEPT}, hold)
-SELECT moved.*, (%(holds)s::text[])[goes.place]
-FROM moved JOIN unnest(%(position)s::bigint[], %(place)s::integer[]) AS goes (position, place) USING (position)"""
+INSERT INTO :"schema".held ({KEPT}, hold, ordered)
+SELECT moved.*, (%(holds)s::text[])[goes.place], goes.ordered
+FROM moved JOIN unnest(%(position)s::bigint[], %(place)s::integer[], %(ordered)s::boolean[])
+     AS goes (position, place, ordered) USING (position)"""
 
-# All rows of a key that are held are in one hold: when the key gets another, they follow.
+# All rows of a key that are held are in one hold: when the key gets another, they follow. Those that keep no order need not.
 MOVE_KEYS_TO_HOLDS: Final = """
 UPDATE :"schema".held SET hold = goes.after
 FROM unnest(%(key)s::text[], %(before)s::text[], %(after)s::text[]) AS goes (key, before, after)
-WHERE held.key = goes.key AND held.hold = goes.before"""
+WHERE held.key = goes.key AND held.hold = goes.before AND held.ordered"""
 
 # What was published stays for as long as its route keeps it.
 MOVE_TO_ARCHIVE: Final = f"""{_GONE}

@@ -50,7 +50,7 @@ WITH back AS (
 INSERT INTO :"schema".held ({KEPT}, hold)
 SELECT position, id, created_at, deliver_at, CASE WHEN NOT %(expired)s OR expires_at > statement_timestamp() THEN expires_at END,
        priority, lane, topic, key, content_type, headers || %(headers)s::jsonb, payload,
-       coalesce((SELECT held.hold FROM :"schema".held WHERE held.key = back.key LIMIT 1), 'key:' || key)
+       coalesce((SELECT held.hold FROM :"schema".held WHERE held.key = back.key AND held.ordered LIMIT 1), 'key:' || key)
 FROM back"""
 
 # What is given up without having been sent, being expired or over a limit, may have left earlier rows of its key in the FIFO. They come

@@ -9,8 +9,10 @@ ALTER TABLE :"schema".holds ALTER COLUMN due_at DROP NOT NULL;
 ALTER TABLE :"schema".holds ALTER COLUMN head DROP NOT NULL;
 CREATE INDEX holds_by_destination ON :"schema".holds (destination, lane) WHERE destination IS NOT NULL;
 
--- All rows of a key that are held are in one hold. A claim asks here which one, while there is any hold at all.
-CREATE INDEX held_by_key ON :"schema".held (key) WHERE key IS NOT NULL;
+-- All rows of a key that are held are in one hold, but for those of a route that keeps no order, which hold back nobody. A claim asks
+-- here which hold that is, while there is any hold at all.
+ALTER TABLE :"schema".held ADD COLUMN ordered boolean NOT NULL DEFAULT true;
+CREATE INDEX held_by_key ON :"schema".held (key) WHERE key IS NOT NULL AND ordered;
 
 -- Operators look for one message, or for a topic's.
 CREATE INDEX dead_by_id ON :"schema".dead (id);

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from bridges.breaker import GuardedSink
 from bridges.ports import PUBLISHED, Outcome, Reason, Retry
+from bridges.router import Route, Router
+from bridges.topics import Pattern
 from outbox import Draft, Outbox
+from outbox.rows import Policy
 from tests.engines.deadline import eventually
 from tests.engines.destinations import Destinations
 from tests.engines.pumps import count, is_empty, pumping
+from tests.engines.sinks import DownSink
 
 if TYPE_CHECKING:
     import pytest
@@ -205,3 +210,35 @@ async def test_a_hold_whose_rows_somebody_has_deleted_stops_nobody(database: str
         await put(database, *drafts("s", range(50, 60)))
         await eventually(lambda: is_empty(connection))
     assert len(both.payloads("s")) == 10
+
+
+async def test_rows_that_keep_no_order_do_not_mislead_their_key(database: str, connection: psycopg.AsyncConnection) -> None:
+    """A key's rows of a route without order may wait for one destination while its ordered rows wait for another."""
+    both = Destinations()
+    policy = {"s": Policy(destination="s", ordered=False), "t": Policy(destination="t")}
+    both.router = Router(
+        [
+            Route(Pattern("s"), GuardedSink(both.down, both.breakers[0]), ordered=False),
+            Route(Pattern("t"), GuardedSink(other := DownSink(both.record), both.breakers[1])),
+        ]
+    )
+    async with pumping(database, both.router, policy=policy.__getitem__, breakers=both.breakers):
+        await put(database, Draft("s", b"loose", key="k"), Draft("t", b"0", key="k"))
+
+        async def held(wanted: int = 2) -> bool:
+            return await count(connection, "held") == wanted
+
+        await eventually(held)
+        await put(database, Draft("t", b"1", key="k"))
+        await eventually(lambda: held(3))
+        cursor = await connection.execute("SELECT DISTINCT hold ~ '^sink:t/' FROM outbox.held WHERE topic = 't'")
+        assert await cursor.fetchall() == [(True,)]
+        both.down.up = True
+
+        async def loose() -> bool:
+            return both.record.payloads() == [b"loose"]
+
+        await eventually(loose)
+        other.up = True
+        await eventually(lambda: is_empty(connection))
+    assert both.record.payloads() == [b"loose", b"0", b"1"]
