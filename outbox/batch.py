@@ -40,7 +40,8 @@ class OutboxBatch:
         self._retry = retry
         self._note_settled = note_settled
         self._open = True
-        self.owns_lanes = True
+        self.found: int | None = None
+        """How many rows the claim saw; None if it knows nothing of what there is to do, since it owns no lanes, or one on purpose."""
         self.moved = False
         """Whether rows were set aside on the way to this batch."""
         self.messages = [row.message for row in rows]

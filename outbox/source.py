@@ -119,8 +119,9 @@ class OutboxSource:
             connection = self._idle.pop() if self._idle else await self._connect()
             batch = await self._claimed(connection, limit)
             self._fruitless = 0 if batch.messages or batch.moved else self._fruitless + 1
-            if batch.owns_lanes:  # one that found every lane taken knows nothing of what there is to do
-                self._busy = len(batch.messages) >= limit
+            if batch.found is not None:
+                # Counted are the rows that were found, and not those that can be sent: what is set aside is work as well.
+                self._busy = batch.found >= limit and self._fruitless == 0
             yield batch
             await batch.give_back()
             self._idle.append(connection)
@@ -137,8 +138,10 @@ class OutboxSource:
     async def wait(self, timeout: float) -> None:
         """Sleep until the doorbell rings, something deferred falls due, or the poll finds something.
 
-        While claims are in flight their lanes are theirs, so it waits for the first of them to end.
+        While claims are in flight their lanes are theirs, so it waits for the first of them to end; not if the last one left rows behind.
         """
+        if self._busy:
+            return
         if self._in_flight:
             self._claim_ended.clear()
             await happens(self._claim_ended, min(timeout, self._poll_interval))
@@ -206,7 +209,7 @@ class OutboxSource:
                 settlement.tidied = lanes
             to_send = settlement.set_aside(rows)
             batch = OutboxBatch(connection, self._schema, to_send, settlement, self._retry, self._note_settled(lanes, rows, seen))
-            batch.owns_lanes = bool(lanes)
+            batch.found = len(rows) if lanes and tried is None else None
             batch.moved = round_ > 0
             if to_send or not settlement.changes_something:
                 break
