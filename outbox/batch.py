@@ -42,6 +42,8 @@ class OutboxBatch:
         self._open = True
         self.found: int | None = None
         """How many rows the claim saw; None if it knows nothing of what there is to do, since it owns no lanes, or one on purpose."""
+        self.tried = False
+        """Whether it is the one try of a destination that is away."""
         self.moved = False
         """Whether rows were set aside on the way to this batch."""
         self.messages = [row.message for row in rows]
@@ -103,11 +105,11 @@ def _statements(settlement: Settlement) -> Iterator[tuple[LiteralString, Any]]:
         yield sql.MOVE_KEYS_TO_HOLDS, _columns(settlement.reheld)
     if settlement.holds:
         yield sql.HOLD, _columns(list(settlement.holds.values()))
+    if settlement.postponed:
+        yield sql.POSTPONE_HOLDS, _columns(list(settlement.postponed.values()))
     if settlement.advanced:
         yield sql.ADVANCE_HOLDS, (list(settlement.advanced),)
         yield sql.END_HOLDS, (list(settlement.advanced),)
-    if settlement.tidied:
-        yield sql.END_EMPTY_HOLDS, (list(settlement.tidied),)
 
 
 _DELETES: Final[dict[Table, LiteralString]] = {

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("outboxd.source")
 
 _COUNT_EVERY: Final = 5.0
-"""Seconds between exact counts of what waits for a destination; in between, what we add is added. Other pumps are seen then."""
+"""Seconds between exact counts of what waits for a destination, at least; in between, what we add is added. Other pumps are seen then."""
+_COUNT_SHARE: Final = 50
+"""A count that took a second is made again after as many seconds."""
 
 
 class Destinations:
@@ -40,7 +42,7 @@ class Destinations:
         self._lanes = range(lanes)
         self._max_held = max_held
         self._held: Counter[str] = Counter()
-        self._counted_at: dict[str, float] = {}
+        self._count_at: dict[str, float] = {}
         self._full: frozenset[str] = frozenset()
 
     def away(self, *, but: str | None = None) -> dict[str, float]:
@@ -60,23 +62,28 @@ class Destinations:
         """Return the seconds until one of them is to be tried again; None if that is not known."""
         return min((seconds for seconds in self.away().values() if seconds > 0), default=None)
 
-    async def full(self, connection: psycopg.AsyncConnection[Any], away: Mapping[str, float]) -> frozenset[str]:
-        """Return those of the destinations that are away for which no more may be set aside."""
+    async def count(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Count what waits for those that are away, if that was not done lately. On a connection that owns no lane: it may take long."""
         now = asyncio.get_running_loop().time()
-        for name in away:
-            if now - self._counted_at.get(name, float("-inf")) >= _COUNT_EVERY:
-                holds = [hold_of_destination(name, lane) for lane in self._lanes]
-                cursor = await connection.execute(sql.bind(sql.COUNT_HELD, self._schema), (holds,))
-                ((self._held[name],),) = await cursor.fetchall()
-                self._counted_at[name] = now
+        for name, breaker in self._breakers.items():
+            if not breaker.closed and now >= self._count_at.get(name, float("-inf")):
+                self._count_at[name] = float("inf")  # one claim counts, and the others go on
+                try:
+                    holds = [hold_of_destination(name, lane) for lane in self._lanes]
+                    cursor = await connection.execute(sql.bind(sql.COUNT_HELD, self._schema), (holds,))
+                    ((self._held[name],),) = await cursor.fetchall()
+                finally:
+                    ended = asyncio.get_running_loop().time()
+                    self._count_at[name] = ended + max(_COUNT_EVERY, _COUNT_SHARE * (ended - now))
+
+    def full(self, away: Mapping[str, float]) -> frozenset[str]:
+        """Return those of the destinations that are away for which no more may be set aside."""
         full = frozenset(name for name in away if self._held[name] >= self._max_held)
         for name in full - self._full:
             log.warning(
-                "sink %s: %d messages wait aside for it, the most allowed (max_held): what follows stays in the queue",
-                name,
-                self._held[name],
+                "sink %s: %d messages wait aside, as many as may (max_held): what follows stays in the queue", name, self._held[name]
             )
-        self._full = full
+        self._full = full | {name for name in self._full if not self._breakers[name].closed}
         return full
 
     def note(self, settlement: Settlement) -> None:

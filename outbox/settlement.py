@@ -27,12 +27,13 @@ _GIVEN_UP: Final = {
 
 
 class Dead(NamedTuple):
-    """A row to be given up."""
+    """A row to be given up; ``ordered`` if it kept its key's order."""
 
     position: int
     reason: str
     attempts: int
     error: str
+    ordered: bool = True
 
 
 class Deferred(NamedTuple):
@@ -74,6 +75,14 @@ class Hold(NamedTuple):
     destination: str | None = None
 
 
+class Postponed(NamedTuple):
+    """The hold of a key whose first row has to wait for its destination: only the time moves, and the head keeps its attempts."""
+
+    hold: str
+    seconds: float
+    error: str | None
+
+
 class Archived(NamedTuple):
     """A row to be kept."""
 
@@ -105,8 +114,7 @@ class Settlement:
     holds: dict[str, Hold] = field(default_factory=dict)
     advanced: set[str] = field(default_factory=set)
     """Holds of which something has left."""
-    tidied: Sequence[int] = ()
-    """Lanes whose holds are to end if they are empty."""
+    postponed: dict[str, Postponed] = field(default_factory=dict)
     stay: set[int] = field(default_factory=set)
     """Positions of the rows that stay in the FIFO."""
     _waits: dict[str, str | None] = field(default_factory=dict, compare=False)
@@ -115,7 +123,9 @@ class Settlement:
     @property
     def changes_something(self) -> bool:
         """Whether any row goes anywhere."""
-        return bool(any(self.published.values()) or self.archived or self.dead or self.deferred or self.held or self.holds or self.tidied)
+        return bool(
+            any(self.published.values()) or self.archived or self.dead or self.deferred or self.held or self.holds or self.postponed
+        )
 
     def set_aside(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Decide about the rows that are not to be sent now, and return those that are."""
@@ -185,7 +195,7 @@ class Settlement:
         into: str | None
         if row.table == "held":
             into = self._wait_held(row, destination, seconds, error)
-        elif row.table == "deferred" and row.attempts:
+        elif row.table == "deferred" and (row.attempts or destination in self.around.full):
             into = None
             self.deferred.append(Deferred(row.position, max(seconds, 0.1), row.attempts, error))
         elif destination in self.around.full:
@@ -206,22 +216,24 @@ class Settlement:
         if row.hold is None or row.hold == own.hold:
             return row.hold
         if key is not None and row.hold == hold_of_key(key):
-            # It keeps its place behind its key's head, and its attempts; only the time moves.
-            self.holds[row.hold] = Hold(row.hold, row.position if row.attempts else None, row.lane, max(seconds, 0.1), row.attempts, error)
-            self.advanced.discard(row.hold)
+            if row.hold not in self.holds:
+                self.postponed[row.hold] = Postponed(row.hold, max(seconds, 0.1), error)
+                self.advanced.discard(row.hold)
             return row.hold
         # It was behind another row of its key, which has gone: now it waits for its own destination, and its key behind it.
         self._advance(row)
         self.holds.setdefault(own.hold, own)
-        if key is None:
-            self._put_into(row, own.hold)
-        else:
+        self._put_into(row, own.hold)
+        if key is not None:
             self.reheld.append(Rehold(key, row.hold, own.hold))
         return own.hold
 
     def _set_unsendable_aside(self, row: Row, reason: Reason, error: str, *, behind: bool) -> None:
         if behind and self.policy(row.message.topic).holds_after_dead:
-            self._stay(row)  # what is ahead of it must be settled before its key can wait for an operator
+            # What is ahead of it must be settled before its key can wait for an operator; and nothing may pass it.
+            self._stay(row)
+            if (key := self._key_of(row)) is not None:
+                self._waits[key] = row.hold if row.table == "held" else None
         else:
             self._give_up(row, reason, row.attempts, error)
 
@@ -262,6 +274,7 @@ class Settlement:
             self.reheld.append(Rehold(key, row.hold, hold))
             self._advance(row)
         self.holds[hold] = Hold(hold, row.position, row.lane, seconds, attempts, error)
+        self.postponed.pop(hold, None)
         self.advanced.discard(hold)
         self._waits[key] = hold
 
@@ -296,12 +309,12 @@ class Settlement:
 
     def _give_up(self, row: Row, reason: Reason, attempts: int, error: str) -> None:
         error = storable(error)
-        self.dead.append(Dead(row.position, reason, attempts, error))
+        self.dead.append(Dead(row.position, reason, attempts, error, self.policy(row.message.topic).ordered))
         if self.policy(row.message.topic).holds_after_dead and self._key_of(row) is not None:
             self._hold_key(row, None, 0, f"dead: {reason}: {error}", with_row=False)
         else:
             self._advance(row)
 
     def _advance(self, row: Row) -> None:
-        if row.table == "held" and row.hold is not None and row.hold not in self.holds:
+        if row.table == "held" and row.hold is not None and not (row.hold in self.holds or row.hold in self.postponed):
             self.advanced.add(row.hold)

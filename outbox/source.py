@@ -38,6 +38,8 @@ LANES: Final = 64
 
 _OF_HOLDS: Final = 0.75
 """The share of a claim that holds may fill: a long queue drains at most of the pump's speed, and what is newer still moves."""
+_FRUITLESS: Final = 4
+"""Claims in a row that find nothing although something is due, after which holds without rows are looked for."""
 _ROUNDS: Final = 16
 """How often a claim that only sets rows aside goes on at once; then it shows itself, so that nobody takes it for stuck."""
 
@@ -83,6 +85,7 @@ class OutboxSource:
         self._dsn = dsn
         self._schema = schema
         self._share = -(-LANES // claims)
+        self._most_tries = max(1, claims - 1)
         self._poll_interval = poll_interval
         self._listen = doorbell
         self._retry = retry
@@ -94,6 +97,8 @@ class OutboxSource:
         self._idle: list[psycopg.AsyncConnection[Any]] = []
         self._next_lane = 0
         self._busy = False
+        self._more = False
+        self._tries = 0
         self._fruitless = 0
         self._in_flight = 0
         self._claim_ended = asyncio.Event()
@@ -114,14 +119,19 @@ class OutboxSource:
     async def claim(self, limit: int) -> AsyncIterator[OutboxBatch]:
         """Claim up to ``limit`` rows that are due, in one transaction that ends with the context. Raises `SourceUnavailable`."""
         connection = None
+        trying = False
         self._in_flight += 1
         try:
             connection = self._idle.pop() if self._idle else await self._connect()
+            await self._destinations.count(connection)
             batch = await self._claimed(connection, limit)
             self._fruitless = 0 if batch.messages or batch.moved else self._fruitless + 1
+            # Counted are the rows that were found, and not those that can be sent: what is set aside is work as well.
+            self._more = batch.found is not None and batch.found >= limit and self._fruitless == 0
             if batch.found is not None:
-                # Counted are the rows that were found, and not those that can be sent: what is set aside is work as well.
-                self._busy = batch.found >= limit and self._fruitless == 0
+                self._busy = self._more
+            trying = batch.tried
+            self._tries += trying
             yield batch
             await batch.give_back()
             self._idle.append(connection)
@@ -130,6 +140,7 @@ class OutboxSource:
             raise SourceUnavailable(told(problem)) from problem
         finally:
             self._in_flight -= 1
+            self._tries -= trying
             self._claim_ended.set()
             if connection is not None:
                 # In an unknown state: the server rolls back when it is gone.
@@ -138,14 +149,15 @@ class OutboxSource:
     async def wait(self, timeout: float) -> None:
         """Sleep until the doorbell rings, something deferred falls due, or the poll finds something.
 
-        While claims are in flight their lanes are theirs, so it waits for the first of them to end; not if the last one left rows behind.
+        While claims are in flight their lanes are theirs, so it waits for the first of them to end; but not if the last one left rows
+        behind, nor for those that try a destination, which own a lane and may take all the time there is.
         """
-        if self._busy:
+        if self._more:
             return
-        if self._in_flight:
+        if self._in_flight > self._tries:
             self._claim_ended.clear()
             await happens(self._claim_ended, min(timeout, self._poll_interval))
-            if self._in_flight:
+            if self._in_flight > self._tries:
                 return
         try:
             await self._doorbell.sleep(timeout, fruitless=max(0, self._fruitless - 1))
@@ -188,9 +200,11 @@ class OutboxSource:
 
     async def _claimed(self, connection: psycopg.AsyncConnection[Any], limit: int) -> OutboxBatch:
         """Claim until there is something to send, or nothing at all: rows that are only set aside are settled on the way."""
-        for round_ in range(_ROUNDS):
+        moved = False
+        to_try = self._destinations.to_try() if self._tries < self._most_tries else None
+        for _ in range(_ROUNDS):
             ticket = self._floors.ticket()
-            lanes, tried = await self._own_lanes(connection)
+            lanes, tried = await self._own_lanes(connection, to_try)
             now = asyncio.get_running_loop().time()
             away = self._destinations.away(but=tried)
             if tried is None:
@@ -198,38 +212,41 @@ class OutboxSource:
                 self._floors.swept(lanes, now)
             else:
                 rows, seen, holds = await self._select_tried(connection, lanes, limit, list(away)), None, frozenset()
+            if tried is not None and all(row.hold != hold_of_destination(tried, lanes[0]) for row in rows):
+                # A hold without rows: somebody has deleted them. The next round is an ordinary claim.
+                await self._end_empty_holds(connection, lanes)
+                to_try = None
+                continue
+            if lanes and not rows and self._fruitless == _FRUITLESS:
+                # Something has seemed due for a while of which there is nothing: rows in another pump's hands, or a hold without rows.
+                await self._end_empty_holds(connection, lanes)
+                self._fruitless += 1
+                continue
             around = Surroundings(
                 away=away,
-                full=await self._destinations.full(connection, away),
+                full=self._destinations.full(away),
                 holds=holds,
                 whole=_whole(rows, _of_holds(limit)),
             )
             settlement = Settlement(self._policy, around)
-            if self._is_led_astray(rows, lanes, tried, round_):
-                settlement.tidied = lanes
             to_send = settlement.set_aside(rows)
             batch = OutboxBatch(connection, self._schema, to_send, settlement, self._retry, self._note_settled(lanes, rows, seen))
             batch.found = len(rows) if lanes and tried is None else None
-            batch.moved = round_ > 0
+            batch.tried = tried is not None
+            batch.moved = moved
             if to_send or not settlement.changes_something:
                 break
             await batch.settle([])
-            batch.moved = True
+            batch.moved = moved = True
         return batch
 
-    def _is_led_astray(self, rows: Sequence[Row], lanes: Sequence[int], tried: str | None, round_: int) -> bool:
-        """Say whether something seemed due of which there is nothing: a hold without rows, whose rows somebody else has deleted."""
-        if tried is not None:
-            return all(row.hold != hold_of_destination(tried, lanes[0]) for row in rows)
-        return bool(lanes) and not rows and self._fruitless > 0 and round_ == 0
+    async def _end_empty_holds(self, connection: psycopg.AsyncConnection[Any], lanes: list[int]) -> None:
+        await connection.execute(sql.bind(sql.END_EMPTY_HOLDS, self._schema), (lanes,))
+        await connection.execute("COMMIT")
 
-    async def _own_lanes(self, connection: psycopg.AsyncConnection[Any]) -> tuple[list[int], str | None]:
+    async def _own_lanes(self, connection: psycopg.AsyncConnection[Any], tried: str | None) -> tuple[list[int], str | None]:
         """Begin a claim and own some lanes; or one lane, for the destination that is to be tried, if one is."""
-        timeout = f"{int(self._claim_timeout * 1000)}ms"
-        tried = self._destinations.to_try()
-        async with connection.pipeline():
-            await connection.execute(sql.BEGIN_CLAIM)
-            await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
+        await self._begin(connection)
         if tried is not None:
             cursor = await connection.execute(sql.bind(sql.OWN_LANE_OF_DESTINATION, self._schema), (tried,))
             if lanes := [lane for (lane,) in await cursor.fetchall()]:
@@ -241,6 +258,12 @@ class OutboxSource:
         if lanes:
             self._next_lane = (lanes[-1] + 1) % LANES
         return lanes, None
+
+    async def _begin(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        timeout = f"{int(self._claim_timeout * 1000)}ms"
+        async with connection.pipeline():
+            await connection.execute(sql.BEGIN_CLAIM)
+            await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
 
     async def _select_due(
         self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int, ticket: int, away: list[str]

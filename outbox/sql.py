@@ -79,19 +79,19 @@ _ASIDE: Final = """
 
 # The due holds of my lanes, with their heads: at most three quarters of a claim, so that no queue, however long, keeps the others from
 # moving. A hold that has failed shows its head alone: what is behind it is not looked at until the head has left. A destination that is
-# away shows nothing. Lanes keep others away, so nothing here needs a lock of its own. BETWEEN, and the order by both columns, since an
-# equality would let the planner walk the whole table by position and pick out the hold's rows. No order around it: the lateral part runs
-# hold by hold, and the limit ends it after the first ones.
+# away shows nothing. Lanes keep others away, so nothing here needs a lock of its own. Each hold is read from its floor on. As a row, and
+# ordered by both columns, since an equality would let the planner walk the whole table by position and pick out the hold's rows. No order
+# around it: the lateral part runs hold by hold, and the limit ends it after the first ones.
 CLAIM_HELD: Final = f"""
 SELECT {_COLUMNS},
        CASE WHEN expires_at <= statement_timestamp() THEN 'expired'
             WHEN octet_length(payload) > :"schema".max_payload() THEN 'oversized' END,
        hold, CASE WHEN position = head THEN attempts ELSE 0 END, attempts = 0
-FROM (SELECT hold AS due, head, attempts FROM :"schema".holds
+FROM (SELECT hold AS due, head, attempts, coalesce(low, -9223372036854775808) AS low FROM :"schema".holds
       WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[])
         AND (destination IS NULL OR destination <> ALL(%(away)s::text[]))
       ORDER BY due_at LIMIT %(of_holds)s) AS holds
-CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE hold BETWEEN due AND due ORDER BY hold, position
+CROSS JOIN LATERAL (SELECT * FROM :"schema".held WHERE (hold, position) >= (due, low) AND hold <= due ORDER BY hold, position
                     LIMIT CASE WHEN attempts = 0 THEN %(of_holds)s ELSE 1 END) AS held
 LIMIT %(of_holds)s"""
 
@@ -145,10 +145,10 @@ WITH gone AS (
 )"""
 
 MOVE_TO_DEAD: Final = f"""{_GONE}
-INSERT INTO :"schema".dead ({KEPT}, reason, attempts, error)
-SELECT moved.*, why.reason, why.attempts, why.error
-FROM moved JOIN unnest(%(position)s::bigint[], %(reason)s::text[], %(attempts)s::integer[], %(error)s::text[])
-     AS why (position, reason, attempts, error) USING (position)"""
+INSERT INTO :"schema".dead ({KEPT}, reason, attempts, error, ordered)
+SELECT moved.*, why.reason, why.attempts, why.error, why.ordered
+FROM moved JOIN unnest(%(position)s::bigint[], %(reason)s::text[], %(attempts)s::integer[], %(error)s::text[], %(ordered)s::boolean[])
+     AS why (position, reason, attempts, error, ordered) USING (position)"""
 
 # Holds are few and rows are many: each row names its hold by its place in the list.
 MOVE_TO_HELD: Final = f"""{_GONE}
@@ -187,17 +187,28 @@ FROM unnest(%(hold)s::text[], %(head)s::bigint[], %(lane)s::smallint[], %(second
 ON CONFLICT (hold) DO UPDATE SET head = excluded.head, due_at = excluded.due_at, attempts = excluded.attempts,
     error = coalesce(excluded.error, holds.error)"""
 
-# Something of a hold has left: those behind it are due at once, after the holds that are due already. If it was not the failing head,
-# but one that came in before it, the head keeps its attempts. A hold with nobody left in it is over. Two statements, after those that
-# have deleted and moved.
+# The first row of a hold waits for a destination that is away: only the time moves.
+POSTPONE_HOLDS: Final = """
+UPDATE :"schema".holds SET due_at = clock_timestamp() + seconds * interval '1 second', error = coalesce(later.error, holds.error)
+FROM unnest(%(hold)s::text[], %(seconds)s::double precision[], %(error)s::text[]) AS later (hold, seconds, error)
+WHERE holds.hold = later.hold"""
+
+# Something of a hold has left: those behind it are due at once, after the holds that are due already, and its floor rises to the first
+# that is left. If it was not the failing head, but one that came in before it, the head keeps its attempts. A hold with nobody left in it
+# is over, and one that has a floor has somebody. Two statements, after those that have deleted and moved.
 ADVANCE_HOLDS: Final = """
-UPDATE :"schema".holds SET due_at = clock_timestamp(), head = still.position,
+UPDATE :"schema".holds SET due_at = clock_timestamp(), head = still.position, low = still.low,
     attempts = CASE WHEN still.position IS NULL THEN 0 ELSE attempts END, error = CASE WHEN still.position IS NOT NULL THEN error END
-FROM (SELECT holds.hold, held.position FROM :"schema".holds LEFT JOIN :"schema".held ON held.position = holds.head
+FROM (SELECT holds.hold, held.position, first.position AS low
+      FROM :"schema".holds LEFT JOIN :"schema".held ON held.position = holds.head
+      LEFT JOIN LATERAL (SELECT left_.position FROM :"schema".held AS left_
+                         WHERE (left_.hold, left_.position) >= (holds.hold, coalesce(holds.low, -9223372036854775808))
+                           AND left_.hold <= holds.hold ORDER BY left_.hold, left_.position LIMIT 1) AS first ON true
       WHERE holds.hold = ANY(%s)) AS still
 WHERE holds.hold = still.hold"""
 END_HOLDS: Final = """
-DELETE FROM :"schema".holds WHERE hold = ANY(%s) AND NOT EXISTS (SELECT FROM :"schema".held WHERE held.hold = holds.hold)"""
+DELETE FROM :"schema".holds WHERE hold = ANY(%s)
+    AND CASE WHEN low IS NULL THEN NOT EXISTS (SELECT FROM :"schema".held WHERE held.hold = holds.hold) END"""
 
 # Holds that seem due and have nothing in them, since somebody has deleted rows by hand. Not those that wait for an operator.
 END_EMPTY_HOLDS: Final = """

@@ -32,6 +32,8 @@ _ERRORS: dict[int, Outcome] = {
     10077: Released(Reason.FULL, "the stream is at its limit (discard=new)"),
     10023: Released(Reason.FULL, "insufficient resources"),
     10047: Released(Reason.FULL, "insufficient storage"),
+    10002: Released(Reason.FULL, "the account's resources are exceeded"),
+    10109: Released(Reason.FORBIDDEN, "the stream is sealed"),
     10028: Released(Reason.FULL, "the account's resource limits are exceeded"),
     10008: Released(Reason.UNAVAILABLE, "the cluster is not available"),
     10009: Released(Reason.UNAVAILABLE, "the stream has no leader"),

@@ -13,6 +13,25 @@ CREATE INDEX holds_by_destination ON :"schema".holds (destination, lane) WHERE d
 -- here which hold that is, while there is any hold at all.
 ALTER TABLE :"schema".held ADD COLUMN ordered boolean NOT NULL DEFAULT true;
 CREATE INDEX held_by_key ON :"schema".held (key) WHERE key IS NOT NULL AND ordered;
+-- A dead letter that was put back has waited since then, however old it is.
+ALTER TABLE :"schema".held ADD COLUMN requeued_at timestamptz;
+
+-- Put back, it keeps its key's order, or it does not, as before.
+ALTER TABLE :"schema".dead ADD COLUMN ordered boolean NOT NULL DEFAULT true;
+-- The floor of a hold: it has no row below. Without it a claim walks every dead index entry of a long queue that drains while an old
+-- snapshot keeps them alive. NULL: not known. Whatever joins below it lowers it, whoever writes.
+ALTER TABLE :"schema".holds ADD COLUMN low bigint;
+CREATE FUNCTION :"schema".lower_holds() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    UPDATE :"schema".holds SET low = joined.first
+    FROM (SELECT hold, min(position) AS first FROM joining GROUP BY hold) AS joined
+    WHERE holds.hold = joined.hold AND holds.low > joined.first;
+    RETURN NULL;
+END $body$;
+CREATE TRIGGER lower_holds_for_new AFTER INSERT ON :"schema".held REFERENCING NEW TABLE AS joining
+    FOR EACH STATEMENT EXECUTE FUNCTION :"schema".lower_holds();
+CREATE TRIGGER lower_holds_for_moved AFTER UPDATE ON :"schema".held REFERENCING NEW TABLE AS joining
+    FOR EACH STATEMENT EXECUTE FUNCTION :"schema".lower_holds();
 
 -- Operators look for one message, or for a topic's.
 CREATE INDEX dead_by_id ON :"schema".dead (id);
@@ -41,6 +60,8 @@ CREATE INDEX archive_by_position ON :"schema".archive (position);
 CREATE INDEX archive_by_id ON :"schema".archive (id);
 -- A day that nobody made a table for loses nothing and stops nobody.
 CREATE TABLE :"schema".archive_default PARTITION OF :"schema".archive DEFAULT;
+-- Only what is here goes row by row, and so only this pays for it.
+CREATE INDEX archive_default_by_drop_at ON :"schema".archive_default (drop_at);
 
 -- Who replayed what, and how it went.
 CREATE TABLE :"schema".replays (

@@ -1,6 +1,6 @@
 """What failures cost those that do not fail: each figure is a ratio of two rates in one run, or a time after a return.
 
-python -m tests.bench.failures [outage|destinations|key|snapshot|scheduled ...] [--seconds 60] [--pairs 3]
+python -m tests.bench.failures [destinations|key|snapshot|queue|scheduled|outage ...] [--seconds 60] [--pairs 3]
 """
 
 from __future__ import annotations
@@ -181,6 +181,36 @@ async def snapshot(dsn: str, options: argparse.Namespace) -> None:
     await clear(dsn)
 
 
+async def queue(dsn: str, options: argparse.Namespace) -> None:
+    """The same for the queue of a destination that was away: 400,000 rows in the holds of 64 lanes."""
+    rows = 400_000
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        await connection.execute(
+            """
+            INSERT INTO outbox.held (position, id, created_at, priority, lane, topic, key, content_type, headers, hold, payload)
+            SELECT n, gen_random_uuid(), now(), 0, n %% 64, 't', 'k' || n, 'a', '{}', 'sink:s/' || n %% 64, decode(repeat('78', 300), 'hex')
+            FROM generate_series(1, %s) AS n""",
+            (rows,),
+        )
+        await connection.execute("""
+            INSERT INTO outbox.holds (hold, destination, due_at, attempts, lane)
+            SELECT 'sink:s/' || n, 's', now(), 0, n FROM generate_series(0, 63) AS n""")
+    async with await psycopg.AsyncConnection.connect(dsn) as old:
+        await old.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await old.execute("SELECT 1 FROM outbox.held LIMIT 1")
+        noting = Noting(enough=rows)
+        began = time.perf_counter()
+        await drain(dsn, noting, noting)
+    times = [began, *noting.times]
+    tenth = rows // 10
+    first, last = tenth / (times[tenth] - times[0]), tenth / (times[-1] - times[-1 - tenth])
+    verdict = "ok" if last / first >= 0.8 else "MISSED"
+    print(
+        f"a queue behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {last / first:.2f}; at least 0.8 wanted: {verdict}"
+    )
+    await clear(dsn)
+
+
 async def scheduled(dsn: str, options: argparse.Namespace) -> None:
     """How late 10,000 messages are that were scheduled for the same second."""
     due = datetime.now(UTC) + timedelta(seconds=4)
@@ -244,7 +274,7 @@ async def outage(dsn: str, options: argparse.Namespace) -> None:
     )
 
 
-PARTS = {part.__name__: part for part in (destinations, key, snapshot, scheduled, outage)}
+PARTS = {part.__name__: part for part in (destinations, key, snapshot, queue, scheduled, outage)}
 
 
 def main() -> None:

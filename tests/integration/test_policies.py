@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -97,6 +97,16 @@ async def test_without_order_a_failing_message_holds_back_nobody(database: str, 
     assert sink.payloads("k") == [b"1", b"2", b"3", b"0"]
 
 
+async def test_a_dead_letter_knows_whether_it_kept_its_keys_order(database: str, connection: psycopg.AsyncConnection) -> None:
+    """A requeue puts it back as it was."""
+    sink = RecordingSink(lambda message: Rejected(Reason.REFUSED, "") if message.payload == b"0" else PUBLISHED)
+    async with pumping(database, sink, policy=lambda topic: Policy(ordered=topic == "t")):
+        await put(database, *series("k", range(1)), Draft("loose", b"0", key="k"))
+        await eventually(lambda: is_empty(connection))
+    cursor = await connection.execute("SELECT topic, ordered FROM outbox.dead ORDER BY position")
+    assert await cursor.fetchall() == [("t", True), ("loose", False)]
+
+
 async def test_what_a_route_keeps_is_in_the_archive(database: str, connection: psycopg.AsyncConnection) -> None:
     sink = RecordingSink()
     week = timedelta(days=7)
@@ -125,32 +135,29 @@ async def test_a_row_over_a_limit_that_was_lowered_is_a_dead_letter_and_its_lane
 async def test_a_claim_sees_what_the_last_owner_of_its_lane_committed(database: str, connection: psycopg.AsyncConnection) -> None:
     """Why a claim takes its lanes in a statement of its own: another pump commits between its beginning and its lane lock.
 
-    The first pump moves the head of a key into a hold and commits while the second one is waiting for the lane. Were the second's
-    snapshot older than its lock, it would see the followers without the hold, and send them ahead of their head.
+    The second pump's transaction has begun, and has run a statement; then the first one moves the head of a key into a hold and commits.
+    Were the second's snapshot older than its lock, it would see the followers without the hold, and send them ahead of their head.
     """
     await put(database, *series("k", range(3)))
     async with OutboxSource(database) as first, OutboxSource(database) as second:
-        claim = first.claim(1)
-        batch = await claim.__aenter__()
-        waiting = await psycopg.AsyncConnection.connect(database)
-        # A claim that waits for its lanes instead of skipping them: its transaction has begun, and a snapshot is taken before the lock.
-        await waiting.execute("SELECT count(*) FROM outbox.holds")
-        locking = asyncio.create_task(waiting.execute("SELECT lane FROM outbox.lanes FOR UPDATE"))
+        begun, settled = asyncio.Event(), asyncio.Event()
+        begin = second._begin
 
-        async def is_waiting() -> bool:
-            cursor = await connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            return await cursor.fetchone() == (1,)
+        async def begin_and_wait(connection: psycopg.AsyncConnection[Any]) -> None:
+            await begin(connection)
+            await connection.execute("SELECT count(*) FROM outbox.holds")
+            begun.set()
+            await settled.wait()
 
-        await eventually(is_waiting)
-        await batch.settle([Retry(Reason.REFUSED, "no", after=1000.0)])
+        second._begin = begin_and_wait  # type: ignore[method-assign]
+        async with first.claim(1) as batch:
+            claim = second.claim(10)
+            claiming = asyncio.create_task(claim.__aenter__())
+            await begun.wait()
+            await batch.settle([Retry(Reason.REFUSED, "no", after=1000.0)])
+        settled.set()
+        assert (await claiming).messages == [], "they wait behind their head"
         await claim.__aexit__(None, None, None)
-        await locking
-        cursor = await waiting.execute("SELECT count(*) FROM outbox.holds")
-        assert await cursor.fetchone() == (1,), "the statement after the lock sees the hold"
-        await waiting.rollback()
-        await waiting.close()
-        async with second.claim(10) as batch:
-            assert batch.messages == [], "they wait behind their head"
     assert await count(connection, "held") == 3
 
 

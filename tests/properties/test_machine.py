@@ -12,6 +12,7 @@ import random
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -51,14 +52,20 @@ MAX_ATTEMPTS = 3
 AT_ONCE = Backoff(first=1e-9, cap=1e-9, max_attempts=MAX_ATTEMPTS)
 SOON = Backoff(first=0.004, cap=0.004)
 """About as long as a claim takes, so that an open breaker is met before its next try is due, and after."""
+Drawn = tuple[str | None, str, int, str | None]
 FAULTS = ("none", "none", "none", "none", "ack lost", "unclear", "unclear", "refused")
 FAULTS_OF_CALLS = ("none", "none", "none", "none", "down", "slow")
 DRAFTS = st.lists(
-    st.tuples(st.sampled_from([None, "a", "a", "b", "b", "c"]), st.sampled_from(sorted(POLICIES)), st.sampled_from([0, 0, 0, 0, 5])),
+    st.tuples(
+        st.sampled_from([None, "a", "a", "b", "b", "c"]),
+        st.sampled_from(sorted(POLICIES)),
+        st.sampled_from([0, 0, 0, 0, 5]),
+        st.sampled_from([None] * 9 + ["expired", "scheduled"]),
+    ),
     min_size=1,
     max_size=8,
 )
-CHANCE = st.randoms(use_true_random=True)
+CHANCE = st.integers(0, 2**32).map(random.Random)  # each history can be had again by its numbers
 
 
 @dataclass
@@ -68,6 +75,7 @@ class Put:
     key: str | None
     topic: str
     priority: int
+    special: str | None
     order: int
     retries: int = 0
     rejected: bool = False
@@ -167,27 +175,39 @@ class Outboxes(RuleBasedStateMachine):
 
     @precondition(lambda self: self.writers)
     @rule(writer=st.integers(0, 2), drafts=DRAFTS)
-    def put(self, writer: int, drafts: list[tuple[str | None, str, int]]) -> None:
+    def put(self, writer: int, drafts: list[Drawn]) -> None:
         connection, ids = self.writers[writer % len(self.writers)]
         ids += self._put(connection, drafts, connection)
 
     @rule(drafts=DRAFTS)
-    def put_and_commit(self, drafts: list[tuple[str | None, str, int]]) -> None:
+    def put_and_commit(self, drafts: list[Drawn]) -> None:
         self.committed.update(self._put(self.operator, drafts, None))
 
     def _put(
         self,
         connection: psycopg.AsyncConnection[Any],
-        drafts: list[tuple[str | None, str, int]],
+        drafts: list[Drawn],
         owner: psycopg.AsyncConnection[Any] | None,
     ) -> list[UUID]:
         # Promise 6: writers of one key serialise.
         mine = [draft for draft in drafts if draft[0] is None or self.written[draft[0]] in {None, owner}]
-        new = {uuid4(): Put(key, topic, priority, next(self.numbers)) for key, topic, priority in mine}
+        new = {uuid4(): Put(*draft, next(self.numbers)) for draft in mine}
         for put in new.values():
             if put.key is not None and owner is not None:
                 self.written[put.key] = owner
-        made = [Draft(put.topic, b"", key=put.key, priority=put.priority, id=each) for each, put in new.items()]
+        now = datetime.now(UTC)
+        made = [
+            Draft(
+                put.topic,
+                b"",
+                key=put.key,
+                priority=put.priority,
+                id=each,
+                deliver_at=now + timedelta(seconds=0.02) if put.special == "scheduled" else None,
+                expires_at=now - timedelta(seconds=1) if put.special == "expired" else None,
+            )
+            for each, put in new.items()
+        ]
         self.run(Outbox(allow_autocommit=True).aput_many(connection, made))
         self.puts.update(new)
         return list(new)
@@ -267,15 +287,16 @@ class Outboxes(RuleBasedStateMachine):
         for (message_id,) in await cursor.fetchall():
             self._check_deserved(message_id)
             self.puts[message_id].was_dead = True
+            self.puts[message_id].special = None
             self.puts[message_id].retries = 0
             self.puts[message_id].rejected = False
-        await requeue(self.operator, Selection(), everything=True, fresh=fresh)
+        await requeue(self.operator, Selection(), everything=True, fresh=fresh, expired=True)
 
     # --- what must hold
 
     def _check_deserved(self, message_id: UUID) -> None:
         put = self.puts[message_id]
-        assert put.rejected or put.retries >= MAX_ATTEMPTS, f"dead without a reason of its own: {put}"
+        assert put.special == "expired" or put.rejected or put.retries >= MAX_ATTEMPTS, f"dead without a reason of its own: {put}"
 
     def teardown(self) -> None:
         try:
@@ -303,7 +324,7 @@ class Outboxes(RuleBasedStateMachine):
         firsts: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
         for message_id in self.delivered:
             put = self.puts[message_id]
-            if put.key is not None and POLICIES[put.topic].ordered and not put.was_dead:
+            if put.key is not None and POLICIES[put.topic].ordered and not put.was_dead and put.special != "scheduled":
                 firsts[put.key, put.priority].append(put.order)
         for key, orders in firsts.items():
             assert orders == sorted(orders), f"key {key} was first delivered out of order: {orders}"

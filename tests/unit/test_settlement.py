@@ -10,7 +10,7 @@ import pytest
 from bridges.backoff import Backoff
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 from outbox.rows import Policy, Row, Surroundings, Table
-from outbox.settlement import Archived, Dead, Deferred, Held, Hold, Rehold, Settlement
+from outbox.settlement import Archived, Dead, Deferred, Held, Hold, Postponed, Rehold, Settlement
 from tests.unit.fakes import message
 
 POLICY: Final = Backoff(first=4.0, cap=4.0, max_attempts=3)
@@ -321,15 +321,25 @@ def test_a_row_of_a_queue_that_fails_itself_takes_its_key_out_of_it() -> None:
 
 def test_the_head_of_a_key_whose_destination_is_away_keeps_its_attempts() -> None:
     head = to("s", 1, "k", "held", attempts=2)
-    assert settled((head, AWAY)).holds == {"key:k": Hold("key:k", 1, 5, 0.1, 2, "unavailable: refused")}
+    settlement = settled((head, AWAY))
+    assert (settlement.postponed, settlement.holds) == ({"key:k": Postponed("key:k", 0.1, "unavailable: refused")}, {})
     settlement, sent = aside(head, away={"s": 3.0})
     assert sent == []
-    assert settlement.holds == {"key:k": Hold("key:k", 1, 5, 3.0, 2, None)}
+    assert (settlement.postponed, settlement.holds) == ({"key:k": Postponed("key:k", 3.0, None)}, {})
+
+
+def test_a_head_that_fails_behind_one_that_waits_for_its_destination_is_counted() -> None:
+    rows = [to("t", 1, "k", "held", drains=True), to("s", 2, "k", "held", drains=True)]
+    settlement = settled((rows[0], PUBLISHED), (rows[1], AWAY))
+    assert (list(settlement.postponed), settlement.advanced) == (["key:k"], set())
+    settlement = settled((rows[0], RETRY), (rows[1], BEHIND))
+    assert (settlement.postponed, list(settlement.holds)) == ({}, ["key:k"])
 
 
 def test_a_row_behind_another_destinations_row_gets_into_its_own_queue_when_its_turn_comes() -> None:
     settlement, sent = aside(to("t", 2, "k", "held", hold="sink:s/5"), away={"t": 1.0})
     assert sent == []
+    assert settlement.held == [Held(2, "sink:t/5")]
     assert settlement.reheld == [Rehold("k", "sink:s/5", "sink:t/5")]
     assert settlement.holds == {"sink:t/5": Hold("sink:t/5", None, 5, 0.0, 0, None, "t")}
     assert settlement.advanced == {"sink:s/5"}
@@ -346,6 +356,7 @@ def test_a_keyless_retry_whose_destination_is_away_keeps_its_attempts() -> None:
 
 def test_without_order_a_failing_row_waits_alone() -> None:
     unordered = lambda _: Policy(ordered=False)  # noqa: E731
+    assert settled((row(1), REJECTED), policy=unordered).dead[0].ordered is False
     settlement = settled((row(1), RETRY), (row(2), PUBLISHED), policy=unordered)
     assert settlement.deferred == [Deferred(1, 7.0, 1, "refused: who knows")]
     assert (settlement.held, settlement.holds) == ([], {})
@@ -369,8 +380,11 @@ def test_a_key_may_wait_behind_an_expired_row_but_not_while_an_earlier_one_is_on
     holds = lambda _: Policy(holds_after_dead=True)  # noqa: E731
     settlement, sent = aside(row(1, aside="expired"), row(2), policy=holds)
     assert (sent, settlement.held) == ([], [Held(2, "key:k")])
-    settlement, sent = aside(row(1), row(2, aside="expired"), policy=holds)
-    assert (sent, settlement.dead, settlement.stay) == ([1], [], {2})
+    settlement, sent = aside(row(1), row(2, aside="expired"), row(3), policy=holds)
+    assert (sent, settlement.dead, settlement.stay) == ([1], [], {2, 3}), "nothing passes it"
+    held = [row(n, "k", "held", drains=True, aside="expired" if n == 2 else None) for n in (1, 2, 3)]
+    settlement, sent = aside(*held, policy=holds)
+    assert (sent, settlement.dead) == ([1], [])
 
 
 def test_a_keyless_dead_letter_holds_nothing() -> None:
