@@ -155,9 +155,13 @@ class Settlement:
     def decide(self, rows: Sequence[Row], outcomes: Sequence[Outcome], retry: Backoff) -> None:
         """Decide about the rows that were sent, by their outcomes."""
         for row, outcome in zip(rows, outcomes, strict=True):
+            key = self._key_of(row)
             match outcome:
                 case Published():
                     self._let_go(row)
+                case _ if key is not None and key in self._waits:
+                    # Whatever it is, an earlier row of its key waits: it is this one's turn when that one has gone.
+                    self._wait_behind(row, self._waits[key])
                 case Rejected(reason=reason, detail=detail):
                     self._give_up(row, reason, row.attempts + 1, detail)
                 case Retry():
@@ -279,15 +283,12 @@ class Settlement:
         self._waits[key] = hold
 
     def _leave(self, row: Row, outcome: Released) -> None:
-        key = self._key_of(row)
-        if outcome.reason is Reason.BEHIND:
-            self._wait_behind(row, self._waits.get(key) if key is not None else None)
-        elif outcome.destination is not None:
+        if outcome.destination is not None:
             self._wait_for(row, outcome.destination, storable(f"{outcome.reason}: {outcome.detail}"))
-        else:
-            self._stay(row)
-            if key is not None:
-                self._waits.setdefault(key, row.hold if row.table == "held" else None)
+            return
+        self._stay(row)
+        if (key := self._key_of(row)) is not None and outcome.reason is not Reason.BEHIND:
+            self._waits[key] = row.hold if row.table == "held" else None
 
     def _wait_behind(self, row: Row, hold: str | None) -> None:
         """Let a row wait behind an earlier one of its key: where that one is, or where it is itself."""

@@ -125,9 +125,12 @@ def test_rows_behind_a_released_head_stay() -> None:
     assert (settlement.held, settlement.holds, settlement.stay) == ([], {}, {1, 2})
 
 
-def test_a_row_released_by_an_outage_does_not_join_the_hold_of_its_key() -> None:
-    """Only what is behind the head; an outage in the same batch is another thing."""
-    assert decided((row(1), RETRY), (row(2), OUTAGE)).stay == {2}
+@pytest.mark.parametrize("outcome", [BEHIND, OUTAGE, RETRY, REJECTED])
+def test_whatever_became_of_a_row_behind_one_that_waits_it_waits_behind_it(outcome: Outcome) -> None:
+    """An outage answers for a whole call, and not for what is behind: all of a key stay together."""
+    settlement = decided((row(1), RETRY), (row(2), outcome))
+    assert settlement.held == [Held(1, "key:k"), Held(2, "key:k")]
+    assert (settlement.dead, settlement.stay, settlement.holds["key:k"].head) == ([], set(), 1)
 
 
 def test_held_rows_behind_a_head_that_fails_now_stay_where_they_are() -> None:
@@ -259,6 +262,14 @@ def test_a_later_row_of_the_key_waits_behind_it_whatever_its_own_destination() -
     settlement = settled((to("s", 1), AWAY), (to("t", 2), BEHIND), (to("t", 3, "other"), PUBLISHED))
     assert settlement.held == [Held(1, "sink:s/5"), Held(2, "sink:s/5")]
     assert settlement.published["messages"] == [3]
+
+
+def test_an_outage_of_a_whole_call_leaves_a_key_in_one_hold() -> None:
+    around = Surroundings(whole=frozenset({"key:k"}))
+    rows = [to("s", 1, "k", "held", drains=True), to("s", 2, hold="key:k")]
+    settlement = settled((rows[0], AWAY), (rows[1], AWAY), around=around)
+    assert list(settlement.postponed) == ["key:k"]
+    assert settlement.held == [Held(2, "key:k")]
 
 
 def test_an_earlier_row_of_the_key_that_fails_keeps_the_later_one_in_its_own_hold() -> None:
