@@ -14,7 +14,6 @@ from dedupe.handler import RETRY, Handler, HandlerSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
 
     import psycopg
 
@@ -119,7 +118,6 @@ class Consumer:
         *,
         dsn: str | None = None,
         schema: str = "dedupe",
-        keep: timedelta | None = None,
         wrap: Callable[[Sink], Sink] | None = None,
         wrap_handler: Callable[[Handler], Handler] | None = None,
     ) -> None:
@@ -129,8 +127,6 @@ class Consumer:
             source: where the messages come from.
             dsn: the database in which the effects happen, if the consumer was made without one.
             schema: of the dedupe track, if the consumer was made without one.
-            keep: how long processed ids are kept in that database, as ``[dedupe] keep`` says to the daemon that drops them; an older
-                message is set aside, as `HandlerSink` says. None: for ever.
             wrap: put around the sink, outside the consumer's own ``wrap``.
             wrap_handler: put around each call of a handler.
         """
@@ -166,7 +162,6 @@ class Consumer:
                 concurrency=self._concurrency,
                 retry=self._retry,
                 handler_timeout=self._handler_timeout,
-                keep=keep,
             )
             sink: Sink = handler_sink
             for around in (self._wrap, wrap):

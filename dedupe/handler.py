@@ -13,17 +13,15 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from bridges.backoff import Backoff
 from bridges.deadline import happens
-from bridges.errors import ConfigurationError, storable, told
+from bridges.errors import storable, told
 from bridges.message import Message
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Released
 from bridges.tracing import processing
 from dedupe import sql
-from dedupe.processed import first_time
-from dedupe.retention import ages_of_new
+from dedupe.retention import judge_new
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import timedelta
 
     from psycopg_pool import AsyncConnectionPool
 
@@ -54,6 +52,9 @@ class HandlerSink:
     can, go on; the guilty one is tried again after a while, then stored in ``consumer_dead``, which counts as `Published`: the consumer has
     it.
 
+    A message of whose id there is no trace, and which is older than processed ids are kept in this database, may have been handled, or not:
+    it is not handled but set aside, in ``consumer_dead``, until an operator has it requeued (see `dedupe.retention`).
+
     Args:
         pool: connections to the database in which the effects happen.
         handler: called with each message and the transaction's connection.
@@ -62,9 +63,6 @@ class HandlerSink:
         concurrency: lanes; transactions at once.
         retry: how long a message whose handler raised waits, and after how many attempts it is dead.
         handler_timeout: seconds a handler may take; then it has failed.
-        keep: how long processed ids are kept; not longer than by whoever drops them. A message that is older, and of whose id there is no
-            trace, may have been handled, or not: it is not handled but set aside, in ``consumer_dead``. A message's age is that of its id
-            if that is a UUIDv7, else that of its ``created_at``; one that has neither is handled. None: ids are kept for ever.
     """
 
     def __init__(
@@ -77,11 +75,7 @@ class HandlerSink:
         concurrency: int = 8,
         retry: Backoff = RETRY,
         handler_timeout: float = 60.0,
-        keep: timedelta | None = None,
     ) -> None:
-        if keep is not None and keep.total_seconds() <= 0:
-            msg = f"keep: {keep} is not above zero"
-            raise ConfigurationError(msg)
         self._pool = pool
         self._handler = handler
         self._consumer = consumer
@@ -90,7 +84,6 @@ class HandlerSink:
         self._transactions = asyncio.Semaphore(concurrency)
         self._retry = retry
         self._handler_timeout = handler_timeout
-        self._keep = keep
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -142,14 +135,17 @@ class HandlerSink:
         outcomes: list[Outcome] = []
         set_aside: list[tuple[Message, str]] = []
         async with self._transactions, self._pool.connection() as connection, connection.transaction():
-            ages = await ages_of_new(connection, self._consumer, messages, schema=self._schema)
+            new = await judge_new(connection, self._consumer, messages, schema=self._schema)
             for message in messages:
-                if message.id not in ages:
+                if message.id not in new:
                     outcomes.append(_DUPLICATE)
                     continue
-                age = ages.pop(message.id)  # a copy of it later in the batch is a duplicate
-                if self._keep is not None and age is not None and age > self._keep:
-                    why = f"{age} old, and processed ids are kept for {self._keep}: whether it was handled before is not known"
+                since = new.pop(message.id)  # a copy of it later in the batch is a duplicate
+                if since is not None:
+                    why = (
+                        f"older than {since:%Y-%m-%d %H:%M}Z, since when processed ids are kept: whether it was handled before is not"
+                        " known; `outboxd dead requeue --consumer` has it handled"
+                    )
                     await self._record_dead(connection, message, 0, why)
                     set_aside.append((message, why))
                 else:
@@ -182,7 +178,7 @@ class HandlerSink:
     async def _bury(self, message: Message, attempts: int, error: str) -> Outcome:
         try:
             async with self._transactions, self._pool.connection() as connection, connection.transaction():
-                await first_time(connection, self._consumer, [message.id], schema=self._schema)
+                await judge_new(connection, self._consumer, [message], schema=self._schema)
                 await self._record_dead(connection, message, attempts, error)
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as problem:
             return Released(Reason.UNAVAILABLE, told(problem))

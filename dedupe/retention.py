@@ -1,36 +1,38 @@
 """How long a processed id is kept, and why a message that is older than that has no second effect.
 
 A day of processed ids is dropped as a table. What arrives with an id of such a day cannot be looked up any more, and is set aside, not
-guessed at: `ages_of_new` says how old a message is, and `dedupe.handler.HandlerSink` does not handle one that is older than is kept.
+guessed at: `judge_new` finds it, and `dedupe.handler.HandlerSink` does not handle it unless an operator has asked for that.
 
-No race between the two leads to a second effect. Both compare with the clock of the one database that has the ids, and:
+Nobody who consumes need know how long ids are kept. Whoever takes any away raises ``processed_since`` in their database first, to at
+least the time of the last of them; it never goes back. Whoever handles messages records their ids, and reads it after that. So no race
+leads to a second effect, whatever each is configured with:
 
-- An id is judged after it was inserted as new. If a day was dropped before that insertion had its lock on the table, the day had ended
-  ``keep`` and more before the drop began, which was before the lock, which was before the clock was read: the message is found too old.
-  If not, the drop waits for that lock until the transaction of the effect has ended, and the insertion saw the day's rows.
-- A row that is deleted from the default partition, likewise: an insertion that is new for the lack of it came after the deletion, whose
-  clock was read before that.
+- If an id's day was dropped before the insertion had its lock on the table, ``processed_since`` was raised before that drop, and is read
+  after the insertion: the message is found too old. If not, the drop waits for that lock until the transaction of the effect has
+  ended, and the insertion saw the day's rows.
+- A row that is deleted from the default partition, likewise: an insertion that is new for the lack of it came after the deletion
+  had committed, which came after ``processed_since`` was raised.
+- A drop that is rolled back has raised it for nothing: some messages are set aside that could have been looked up. None is handled twice.
 
-Both proofs want a clock that does not go back. It may by `SLACK`, as it may when a standby takes over: nothing is dropped before it is
-that much older than the age at which it is refused. Only this also covers ids that are no UUIDv7. They bear no time: their rows are
-deleted by ``processed_at``, and their messages judged by ``created_at``, which is another clock's if the outbox is in another database.
+No clock is in this: a UUIDv7 is dropped and judged by its own time. Other ids bear none. Their rows are deleted by ``processed_at``, and
+their messages judged by ``created_at``, which is another clock's if the outbox is in another database, and so by `SLACK` apart.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+import psycopg
 from psycopg import sql as compose
 
 from dedupe import sql
-from migrations.partitions import BESIDE_OTHERS, Daily, Patience, Tidied, Upkeep, begin_of_uuid7, database_now, milliseconds
+from dedupe.processed import first_time
+from migrations.partitions import BESIDE_OTHERS, Daily, Patience, Schedule, Tidied, Upkeep, begin_of_uuid7, database_now, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import psycopg
 
     from bridges.message import Message
 
@@ -38,7 +40,7 @@ PROCESSED: Final = Daily(table="processed", key="message_id", begin=begin_of_uui
 """Partitioned by the day in which a UUIDv7 was made."""
 
 SLACK: Final = timedelta(hours=1)
-"""How much longer than for ``keep`` an id is kept."""
+"""How much longer than for ``keep`` an id is kept: as far as the clocks of two databases may be apart."""
 
 
 async def keep_processed(
@@ -54,40 +56,65 @@ async def keep_processed(
     Args:
         connection: to the consumers' database, in autocommit mode.
         schema: of the dedupe track.
-        keep: for how long ids are kept; at least what the consumers are run with. None: for ever.
+        keep: for how long ids are kept, at the least. None: for ever.
         ahead: days after today for which there are to be partitions.
         patience: how long things may take.
     """
     now = await database_now(connection)
-    days = [(now + timedelta(days=n)).date() for n in range(-1, ahead + 1)]
     upkeep = Upkeep(connection, PROCESSED, schema=schema, patience=patience)
+    schedule = processed_schedule(now, keep, ahead)
+    if keep is not None:
+        try:
+            async with connection.transaction():
+                await connection.execute(sql.bind(sql.LOCK_SINCE, schema))
+                await connection.execute(sql.bind(sql.RAISE_SINCE, schema), (max(0, milliseconds(now - keep)),))
+        except psycopg.errors.InsufficientPrivilege as problem:
+            upkeep.forbid(problem)
+            schedule = processed_schedule(now, None, ahead)
+    return await upkeep.keep(schedule)
+
+
+def processed_schedule(now: datetime, keep: timedelta | None, ahead: int = 3) -> Schedule:
+    """Return what is to be at a time; see `keep_processed`."""
+    days = [(now + timedelta(days=n)).date() for n in range(-1, ahead + 1)]
     if keep is None:
-        return await upkeep.keep(wanted=days, over=None)
+        return Schedule(wanted=days, needed=days[1:3])
     before = now - keep - SLACK
-    bounds = {"before": compose.Literal(before), "first": compose.Literal(str(UUID(int=milliseconds(before) << 80)))}
-    stays = compose.SQL(sql.PROCESSED_STAYS).format(**bounds)
-    swept = [compose.SQL(condition).format(**bounds) for condition in sql.PROCESSED_IS_OVER]
-    # A retention of hours must not take away the day that was just made.
-    return await upkeep.keep(wanted=[day for day in days if day >= before.date()], over=before.date(), stays=stays, swept=swept)
+    bounds = {"before": compose.Literal(before), "first": compose.Literal(str(UUID(int=max(0, milliseconds(before)) << 80)))}
+    return Schedule(
+        # A retention of hours must not take away the day that was just made.
+        wanted=[day for day in days if day >= before.date()],
+        needed=days[1:3],
+        over=before.date(),
+        stays=compose.SQL(sql.PROCESSED_STAYS).format(**bounds),
+        swept=[compose.SQL(condition).format(**bounds) for condition in sql.PROCESSED_IS_OVER],
+    )
 
 
-async def ages_of_new(
+async def judge_new(
     connection: psycopg.AsyncConnection[Any], consumer: str, messages: Sequence[Message], *, schema: str = "dedupe"
-) -> dict[UUID, timedelta | None]:
-    """Do as `dedupe.first_time` does, and return those that are new with their age by the database's clock.
+) -> dict[UUID, datetime | None]:
+    """Do as `dedupe.first_time` does, and say for each that is new whether it may have been handled nevertheless.
 
-    The age is that of the id if it is a UUIDv7, and else that of ``created_at``; None for a message that has neither. Such a message
+    None: it was not, or an operator has asked for it to be handled once, which this uses up. Else the time since when processed ids are
+    all there, and before which the message was made: by its id if that is a UUIDv7, else by ``created_at``. A message that has neither
     cannot be judged: a duplicate of it that arrives after its row was deleted has a second effect.
     """
     births = {message.id: birth_of(message) for message in messages}
+    new = await first_time(connection, consumer, births, schema=schema)
+    if not new:
+        return {}
     async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(sql.bind(sql.RECORD_PROCESSED_AT, schema), (consumer, list(births)))
-        rows = await cursor.fetchall()
-    ages: dict[UUID, timedelta | None] = {}
-    for message_id, now in rows:
-        birth = births[message_id]
-        ages[message_id] = None if birth is None else timedelta(milliseconds=now - birth)
-    return ages
+        await cursor.execute(sql.bind(sql.JUDGE_NEW, schema), (consumer, list(new)))
+        row = await cursor.fetchone()
+    assert row is not None
+    since, asked = row
+    old = {one for one in new.difference(asked) if (birth := births[one]) is not None and birth < since}
+    return {one: _moment(since) if one in old else None for one in new}
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds)
 
 
 def birth_of(message: Message) -> int | None:

@@ -21,9 +21,21 @@ SELECT DISTINCT id, %s FROM unnest(%s::uuid[]) AS id ORDER BY id
 ON CONFLICT DO NOTHING
 RETURNING message_id"""
 
-# The same, with the time in Unix milliseconds at which each was found to be new: read after that, and so under the lock on the table
-# and after any row of the same id was gone (dedupe/retention.py says why that matters).
-RECORD_PROCESSED_AT: Final = f"{RECORD_PROCESSED}, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+# Since when the ids are all there, and for which of the new ones an operator has asked. A statement of its own: the first must be read
+# after the ids were recorded (dedupe/retention.py says why), and the second is there only once the operator's transaction, which the
+# recording waits for, has committed.
+JUDGE_NEW: Final = """
+WITH asked AS (DELETE FROM :"schema".consumer_requeued WHERE consumer = %s AND message_id = ANY(%s::uuid[]) RETURNING message_id)
+SELECT last_value, ARRAY(SELECT message_id FROM asked) FROM :"schema".processed_since"""
+
+# Never backwards, by whomever and with whatever retention: hence the lock, for the two statements.
+LOCK_SINCE: Final = "SELECT pg_advisory_xact_lock(hashtextextended('outboxd.processed_since.' || :'schema', 0))"
+RAISE_SINCE: Final = """
+SELECT setval(:'schema' || '.processed_since', greatest(last_value, %s)) FROM :"schema".processed_since"""
+
+# An operator asks for the message to be handled, once and however old it is.
+HANDLE_ONCE: Final = """
+INSERT INTO :"schema".consumer_requeued (message_id, consumer) VALUES (%s, %s) ON CONFLICT DO NOTHING"""
 
 # By which processed ids stay or go: `before` is a time, and `first` the lowest UUIDv7 of that time. An id that is no UUIDv7 may lie in
 # some day's range by chance, and is not old for that. Written as the partial index has it; a UUIDv7 is found by the primary key.

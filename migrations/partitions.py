@@ -5,14 +5,14 @@ stops nobody. So nothing here is urgent. Each step is a transaction of its own w
 is left for the next turn. Every step can be repeated, and an advisory lock keeps it to one worker at a time: in the transaction and not
 in the session, so that a transaction pooler in between does no harm. Of two workers at least one goes on, and finds what the other did.
 
-    await Upkeep(connection, ARCHIVE, schema="outbox").keep(wanted=days_ahead, over=today)
+    await Upkeep(connection, ARCHIVE, schema="outbox").keep(Schedule(wanted=days_ahead, over=today))
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, LiteralString
@@ -25,7 +25,7 @@ from migrations.names import check_schema_name
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
 _DAY: Final = timedelta(days=1)
 _SWEPT_AT_ONCE: Final = 10_000
@@ -64,6 +64,35 @@ class Daily:
         return self.begin(day), self.begin(day + _DAY)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What is to be with a table's days.
+
+    Attributes:
+        wanted: days to have a partition.
+        needed: those of them for which there are rows today, or will be tomorrow.
+        over: days before this one go; None: none does.
+        stays: a condition on the rows of a day that is over; those that meet it go to the default partition. There is an index for it:
+            it is looked up while the table is locked.
+        swept: conditions on the rows of the default partition; those that meet one are deleted.
+    """
+
+    wanted: Collection[date] = ()
+    needed: Collection[date] = ()
+    over: date | None = None
+    stays: sql.Composable | None = None
+    swept: Collection[sql.Composable] = ()
+
+    def late(self, daily: Daily, days: Collection[date]) -> dict[str, str]:
+        """Return the partitions that should have been made or dropped by now, with the reason, if those of some days are there."""
+        late = {daily.name(day): "it is not made, though its rows come in by tomorrow" for day in sorted(set(self.needed).difference(days))}
+        if self.over is not None:
+            late |= {
+                daily.name(day): "it is not dropped, though over for more than a day" for day in sorted(days) if day < self.over - _DAY
+            }
+        return late
+
+
 def begin_of_timestamps(day: date) -> str:
     """Return the first moment of the day, in UTC."""
     return f"{day:%Y-%m-%d} 00:00:00+00"
@@ -87,6 +116,35 @@ async def database_now(connection: psycopg.AsyncConnection[Any]) -> datetime:
     return datetime.fromtimestamp(row[0], UTC)
 
 
+async def read_days(connection: psycopg.AsyncConnection[Any], daily: Daily, *, schema: str) -> tuple[str, set[date]]:
+    """Return a table's owner, and the days that have their partition.
+
+    They are judged by their bounds, not by their names alone, since they may be dropped for them.
+    """
+    async with connection.transaction():
+        # Bounds are shown in the session's time zone and style.
+        await connection.execute("SELECT set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO', true)")
+        cursor = await connection.execute(
+            "SELECT pg_get_userbyid(parent.relowner), part.relname, pg_get_expr(part.relpartbound, part.oid)"
+            " FROM pg_class parent LEFT JOIN pg_inherits ON inhparent = parent.oid LEFT JOIN pg_class part ON part.oid = inhrelid"
+            " WHERE parent.oid = %s::regclass",
+            (f'"{schema}"."{daily.table}"',),
+        )
+        rows = await cursor.fetchall()
+    found = set()
+    for _, name, bound in rows:
+        if (match := re.fullmatch(rf"{daily.table}_(\d{{4}})(\d\d)(\d\d)", name or "")) is None:
+            continue
+        try:
+            day = date(*map(int, match.groups()))
+        except ValueError:
+            continue
+        begin, end = daily.bounds(day)
+        if bound == f"FOR VALUES FROM ('{begin}') TO ('{end}')":
+            found.add(day)
+    return rows[0][0], found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long things may take, in seconds.
@@ -103,9 +161,17 @@ class Patience:
     scan: float = 10.0
     turn: float = 10.0
 
+    def grown(self, turns: int) -> Patience:
+        """Return the patience after so many turns that left something: those who keep a table busy do not make room of themselves."""
+        factor = 5 ** min(turns, 3)
+        return replace(self, lock=min(factor * self.lock, _LONGEST_LOCK), statement=min(factor * self.statement, _LONGEST_STATEMENT))
+
 
 BESIDE_OTHERS: Final = Patience()
 """For a daemon: nobody is to notice."""
+
+_LONGEST_LOCK: Final = 10.0
+_LONGEST_STATEMENT: Final = 30.0
 
 
 @dataclass(slots=True)
@@ -119,6 +185,7 @@ class Tidied:
         moved: rows that went from the default partition into a new one.
         swept: rows of the default partition that were over, and deleted.
         left: what could not be done now, with the reason.
+        late: partitions that should have been made or dropped by now, with the reason.
         wrong: what somebody must look at, with the reason.
         forbidden: what the role may not do, as Postgres says it; None if it may.
     """
@@ -129,12 +196,13 @@ class Tidied:
     moved: int = 0
     swept: int = 0
     left: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
     forbidden: str | None = None
 
 
 class Announcer:
-    """Tells a log what turns have done, and each trouble once."""
+    """Tells a log what turns have done, and each trouble when it comes and when it has gone."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -147,19 +215,20 @@ class Announcer:
                 self._log.info("partitions of %s: %s %s", tidied.table, what, ", ".join(names))
         for name, why in tidied.left.items():
             self._log.debug("%s: left for the next turn: %s", name, why)
-        for name, why in tidied.wrong.items():
-            self._once(name, f"{name}: {why}")
-        if tidied.forbidden:
-            self._once(
-                tidied.table,
-                f"partitions of {tidied.table}: this role may neither make nor drop them ({tidied.forbidden}): run `outboxd tidy` every"
-                f" day as the owner of the schema; whatever has no partition goes to {tidied.table}_default",
+        troubles = dict(tidied.wrong)
+        if not tidied.forbidden:
+            troubles |= tidied.late
+        elif tidied.late:  # else somebody who may keeps the days
+            troubles[tidied.table] = (
+                f"this role may neither make nor drop its partitions ({tidied.forbidden}), and nobody else does: run `outboxd tidy` every"
+                f" day as the owner of the schema; whatever has no partition goes to {tidied.table}_default"
             )
-
-    def _once(self, about: str, text: str) -> None:
-        if about not in self._told:
-            self._told.add(about)
-            self._log.warning("%s", text)
+        for name, why in troubles.items():
+            if name not in self._told:
+                self._log.warning("%s: %s", name, why)
+        for name in self._told.difference(troubles):
+            self._log.warning("%s: is as it should be again", name)
+        self._told = set(troubles)
 
 
 class _Done(Exception):
@@ -187,60 +256,37 @@ class Upkeep:
         self._deadline = 0.0
         self._done = Tidied(daily.table)
 
-    async def keep(
-        self, *, wanted: Iterable[date], over: date | None, stays: sql.Composable | None = None, swept: Iterable[sql.Composable] = ()
-    ) -> Tidied:
+    def forbid(self, problem: psycopg.Error) -> None:
+        """Note what the role may not do."""
+        self._done.forbidden = _first_line(problem)
+
+    async def keep(self, schedule: Schedule) -> Tidied:
         """Make the partitions that are wanted, drop those that are over, sweep the default one, and return what was done.
 
         Raises psycopg's errors for a connection that is lost and a table that is not there.
-
-        Args:
-            wanted: days to have a partition.
-            over: days before this one go; None: none does.
-            stays: a condition on the rows of a day that is over; those that meet it go to the default partition. There is an index for it:
-                it is looked up while the table is locked.
-            swept: conditions on the rows of the default partition; those that meet one are deleted.
         """
         self._deadline = asyncio.get_running_loop().time() + self._patience.turn
-        days = await self._days()
-        missing = sorted(set(wanted) - days)
+        self._owner, days = await read_days(self._connection, self._daily, schema=self._schema)
+        # What is needed first: there may be no time for the others.
+        missing = sorted(set(schedule.wanted) - days, key=lambda day: (day not in schedule.needed, day))
+        default = f"{self._daily.table}_default"
         # Looked through first without a lock, since attaching looks through it with one: what takes too long is not begun.
-        if missing and await self._step(f"{self._daily.table}_default", self._look_through_default) is not None:
+        if missing and await self._step(default, self._look_through_default) is not None:
             self._done.moved = await self._each(missing, self._make, self._done.made)
-        if over is not None:
-            await self._each(sorted(day for day in days if day < over), lambda day: self._drop(day, stays), self._done.dropped)
-        for condition in swept:
+        if schedule.over is not None:
+            over = sorted(day for day in days if day < schedule.over)
+            await self._each(over, lambda day: self._drop(day, schedule.stays), self._done.dropped)
+        for condition in schedule.swept:
             await self._sweep(condition)
+        if self._done.left or self._done.forbidden:
+            _, days = await read_days(self._connection, self._daily, schema=self._schema)
+            for name, why in schedule.late(self._daily, days).items():
+                reason = self._done.left.get(name) or self._done.left.get(default)
+                self._done.late[name] = f"{why} ({reason}); `outboxd tidy` is more patient" if reason else why
         return self._done
 
-    async def _days(self) -> set[date]:
-        """Return the days that have their partition: judged by its bounds, not by its name alone, since it may be dropped for them."""
-        async with self._connection.transaction():
-            # Bounds are shown in the session's time zone and style.
-            await self._connection.execute("SELECT set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO', true)")
-            cursor = await self._connection.execute(
-                "SELECT pg_get_userbyid(parent.relowner), part.relname, pg_get_expr(part.relpartbound, part.oid)"
-                " FROM pg_class parent LEFT JOIN pg_inherits ON inhparent = parent.oid LEFT JOIN pg_class part ON part.oid = inhrelid"
-                " WHERE parent.oid = %s::regclass",
-                (f'"{self._schema}"."{self._daily.table}"',),
-            )
-            rows = await cursor.fetchall()
-        self._owner = rows[0][0]
-        found = set()
-        for _, name, bound in rows:
-            if (match := re.fullmatch(rf"{self._daily.table}_(\d{{4}})(\d\d)(\d\d)", name or "")) is None:
-                continue
-            try:
-                day = date(*map(int, match.groups()))
-            except ValueError:
-                continue
-            begin, end = self._daily.bounds(day)
-            if bound == f"FOR VALUES FROM ('{begin}') TO ('{end}')":
-                found.add(day)
-        return found
-
     async def _each(self, days: Sequence[date], work: Callable[[date], Awaitable[int]], done: list[str]) -> int:
-        """Take the step for each day, until one shows that the others would fare no better; return how many rows they were about."""
+        """Take the step for each day, unless the role may not, and return how many rows they were about."""
         total = 0
         for day in days:
             name = self._daily.name(day)
@@ -248,7 +294,7 @@ class Upkeep:
             if rows is not None:
                 done.append(name)
                 total += rows
-            elif name in self._done.left or self._done.forbidden:
+            elif self._done.forbidden:
                 break
         return total
 
@@ -270,9 +316,9 @@ class Upkeep:
         except _Done:
             return None
         except psycopg.errors.InsufficientPrivilege as problem:
-            self._done.forbidden = _first_line(problem)
+            self.forbid(problem)
         except _LATER as problem:
-            self._done.left[name] = _first_line(problem)
+            self._done.left.setdefault(name, _first_line(problem))
         except psycopg.Error as problem:
             if self._connection.closed:
                 raise
@@ -300,9 +346,8 @@ class Upkeep:
             # The ctid is in no index: this reads the table, as attaching will.
             await self._run("SELECT count(ctid) FROM ONLY {}", self._default)
         except psycopg.errors.QueryCanceled:
-            self._done.wrong[f"{self._daily.table}_default"] = (
-                f"is too large to be looked through within {self._patience.statement / 2:g} s, so no partition is made beside it:"
-                f" run `outboxd tidy`, which is more patient"
+            self._done.left[f"{self._daily.table}_default"] = (
+                f"{self._daily.table}_default is too large to be looked through within {self._patience.statement / 2:g} s"
             )
             raise
         return 0

@@ -1,8 +1,9 @@
-"""Dead letters, for operators and their programs: list, show, requeue, drop.
+"""Dead letters, for operators and their programs: list, show, requeue, drop; and `replay`, for what was published.
 
 Every function takes the caller's own asynchronous connection. What changes something runs in `connection.transaction()`: in a
 transaction of its own that has committed when the call returns, or, inside a transaction that the caller has open, as a part of it
-that takes effect when the caller commits. Until then it owns the lanes of its keys, and no pump does: keep that short.
+that takes effect when the caller commits. Until then it owns the lanes of its keys, and no pump does: keep that short. Of a great many
+letters, `requeue_in_batches` and `drop_in_batches` take a lane at a time.
 """
 
 from __future__ import annotations
@@ -10,26 +11,43 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row, tuple_row
 
 from bridges.envelope import REPLAYED
 from bridges.errors import ConfigurationError, OutboxError
 from outbox import sql, sql_operating
+from outbox.replay import replay
 from outbox.rows import hold_of_key
 from outbox.selection import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
     from typing import LiteralString
     from uuid import UUID
 
-__all__ = ["DeadLetter", "LanesTaken", "NotDead", "Requeued", "Selection", "drop", "list_dead", "requeue", "show_dead"]
+__all__ = [
+    "DeadLetter",
+    "LanesTaken",
+    "Letter",
+    "NotDead",
+    "Requeued",
+    "Selection",
+    "drop",
+    "drop_in_batches",
+    "list_dead",
+    "replay",
+    "requeue",
+    "requeue_in_batches",
+    "show_dead",
+]
 
-LOCK_TIMEOUT = 30.0
+LOCK_TIMEOUT: Final = 30.0
+BATCH: Final = 5000
 
 
 class NotDead(OutboxError):
@@ -41,7 +59,7 @@ class NotDead(OutboxError):
 
 
 class LanesTaken(OutboxError):
-    """A pump's claim did not let go of the keys' lanes in time: nothing was changed."""
+    """A pump's claim did not let go of the keys' lanes in time: these letters were left as they were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +105,17 @@ class DeadLetter:
     payload: bytes | None = None
 
 
+class Letter(NamedTuple):
+    """A dead letter that is acted upon: what that takes to know of it. See `DeadLetter`."""
+
+    position: int
+    id: UUID
+    key: str | None
+    lane: int
+    topic: str
+    expired: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requeued:
     """What `requeue` has done, or would do.
@@ -97,8 +126,8 @@ class Requeued:
         waiting: keys that wait on, each with the position of the other dead letter that it waits for.
     """
 
-    letters: Sequence[DeadLetter]
-    expired: Sequence[DeadLetter]
+    letters: Sequence[Letter]
+    expired: Sequence[Letter]
     waiting: Mapping[str, int]
 
 
@@ -140,7 +169,7 @@ async def requeue(
     """Put dead letters back, to be published by the pump: with the same id, at their own positions, with no attempts counted.
 
     Those of one key go out in the order of their positions, ahead of all that came later and has not gone out yet. A key that waits for
-    its dead letter goes on with it.
+    its dead letter goes on with it. Those of a route that keeps no order go out at once.
 
     Args:
         connection: the caller's own.
@@ -160,14 +189,35 @@ async def requeue(
     """
     selection.require_something(everything=everything)
     async with connection.transaction():
-        found = await _find(connection, selection, schema)
-        if not dry_run:
-            await _take_lanes(connection, {letter.lane for letter in found}, lock_timeout, schema)
-            found = await _find(connection, selection, schema, among=found)
-        letters = [letter for letter in found if expired or not letter.expired]
-        left = [letter for letter in found if letter.expired and not expired]
-        waiting = {} if dry_run else await _put_back(connection, letters, fresh=fresh, expired=expired, schema=schema)
-        return Requeued(letters=letters, expired=left, waiting=waiting)
+        found = await _own(connection, selection, None, dry_run=dry_run, lock_timeout=lock_timeout, schema=schema)
+        return await _requeue(connection, found, token=_token(fresh=fresh), expired=expired, dry_run=dry_run, schema=schema)
+
+
+async def requeue_in_batches(
+    connection: psycopg.AsyncConnection[Any],
+    selection: Selection,
+    *,
+    everything: bool = False,
+    fresh: bool = False,
+    expired: bool = False,
+    dry_run: bool = False,
+    lock_timeout: float = LOCK_TIMEOUT,
+    size: int = BATCH,
+    schema: str = "outbox",
+) -> AsyncIterator[Requeued]:
+    """`requeue` of any number of them: lane by lane, in transactions of their own, so that the pump goes on with all other lanes.
+
+    Yields what each of them has done when it has committed; what is done when an error ends it stays done. A batch is of about ``size``
+    letters, and more only if so many are of one key: that is in one batch. Ids are all or nothing here too.
+
+    Raises what `requeue` raises, and `ConfigurationError` if the connection has a transaction open.
+    """
+    token = _token(fresh=fresh)
+    for batch in await _plan(connection, selection, everything=everything, size=size, schema=schema):
+        async with connection.transaction():
+            found = await _own(connection, selection, batch, dry_run=dry_run, lock_timeout=lock_timeout, schema=schema)
+            done = await _requeue(connection, found, token=token, expired=expired, dry_run=dry_run, schema=schema)
+        yield done
 
 
 async def drop(
@@ -178,35 +228,92 @@ async def drop(
     dry_run: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     schema: str = "outbox",
-) -> list[DeadLetter]:
-    """Delete dead letters for good, and return them, by position, without their payloads. A key that waits for one of them goes on.
+) -> list[Letter]:
+    """Delete dead letters for good, and return them, by position. A key that waits for one of them goes on.
 
     Takes the arguments of `requeue`, and raises what it raises.
     """
     selection.require_something(everything=everything)
     async with connection.transaction():
-        found = await _find(connection, selection, schema)
-        if dry_run:
-            return found
-        await _take_lanes(connection, {letter.lane for letter in found}, lock_timeout, schema)
-        found = await _find(connection, selection, schema, among=found)
-        await _execute(connection, sql.bind(sql_operating.DROP_DEAD, schema), ([letter.position for letter in found],))
-        await _let_keys_go(connection, found, schema)
+        found = await _own(connection, selection, None, dry_run=dry_run, lock_timeout=lock_timeout, schema=schema)
+        if not dry_run:
+            await _drop(connection, found, schema)
         return found
 
 
+async def drop_in_batches(
+    connection: psycopg.AsyncConnection[Any],
+    selection: Selection,
+    *,
+    everything: bool = False,
+    dry_run: bool = False,
+    lock_timeout: float = LOCK_TIMEOUT,
+    size: int = BATCH,
+    schema: str = "outbox",
+) -> AsyncIterator[list[Letter]]:
+    """`drop` of any number of them, as `requeue_in_batches` does it."""
+    for batch in await _plan(connection, selection, everything=everything, size=size, schema=schema):
+        async with connection.transaction():
+            found = await _own(connection, selection, batch, dry_run=dry_run, lock_timeout=lock_timeout, schema=schema)
+            if not dry_run:
+                await _drop(connection, found, schema)
+        yield found
+
+
+def _token(*, fresh: bool) -> str | None:
+    return secrets.token_hex(4) if fresh else None
+
+
+async def _plan(
+    connection: psycopg.AsyncConnection[Any], selection: Selection, *, everything: bool, size: int, schema: str
+) -> list[list[int] | None]:
+    """Return the positions of each batch, all in one lane and each ordered key in one batch; None: whatever is selected."""
+    selection.require_something(everything=everything)
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        msg = "connection: has a transaction open, which would own one lane after the other and let go of none: end it first"
+        raise ConfigurationError(msg)
+    if selection.message_ids:
+        return [None]
+    async with connection.transaction():
+        parts = await _execute(connection, sql.bind(sql_operating.PLAN_BATCHES, schema), selection.parameters)
+    batches: list[list[int] | None] = []
+    batch: list[int] = []
+    of = None
+    for lane, positions in parts:
+        if lane != of or len(batch) + len(positions) > size:
+            batch = []
+            batches.append(batch)
+        batch += positions
+        of = lane
+    return batches
+
+
+async def _own(
+    connection: psycopg.AsyncConnection[Any],
+    selection: Selection,
+    positions: Sequence[int] | None,
+    *,
+    dry_run: bool,
+    lock_timeout: float,
+    schema: str,
+) -> list[Letter]:
+    """Return the dead letters that are meant, by position, and own their lanes; of those at ``positions``, if these are given."""
+    found = await _find(connection, selection, positions, schema)
+    if dry_run:
+        return found
+    await _take_lanes(connection, {letter.lane for letter in found}, lock_timeout, schema)
+    return await _find(connection, selection, [letter.position for letter in found], schema)
+
+
 async def _find(
-    connection: psycopg.AsyncConnection[Any], selection: Selection, schema: str, *, among: Sequence[DeadLetter] | None = None
-) -> list[DeadLetter]:
-    """Return the dead letters that are meant, by position; of those found before, whose lanes are ours, if ``among`` is given."""
-    found = await list_dead(connection, selection, schema=schema)
-    if among is not None:
-        ours = {letter.position for letter in among}
-        found = [letter for letter in found if letter.position in ours]
+    connection: psycopg.AsyncConnection[Any], selection: Selection, positions: Sequence[int] | None, schema: str
+) -> list[Letter]:
+    parameters = {**selection.parameters, "positions": positions}
+    found = [Letter(*row) for row in await _execute(connection, sql.bind(sql_operating.FIND_DEAD, schema), parameters)]
     there = {letter.id for letter in found}
     if missing := [one for one in selection.message_ids if one not in there]:
         raise NotDead(missing)
-    return sorted(found, key=lambda letter: letter.position)
+    return found
 
 
 async def _take_lanes(connection: psycopg.AsyncConnection[Any], lanes: set[int], timeout: float, schema: str) -> None:
@@ -219,34 +326,54 @@ async def _take_lanes(connection: psycopg.AsyncConnection[Any], lanes: set[int],
     try:
         await _execute(connection, sql.bind(sql_operating.TAKE_LANES, schema), (sorted(lanes),))
     except psycopg.errors.LockNotAvailable:
-        msg = f"a pump's claim has held a lane of these keys for {timeout:g} s; nothing was changed. Is its destination slow? Try again"
+        msg = f"a pump's claim has held a lane of these keys for {timeout:g} s: they are as they were. Is its destination slow? Try again"
         raise LanesTaken(msg) from None
     await _execute(connection, sql_operating.SET_LOCK_TIMEOUT, (before,))
 
 
-async def _put_back(
-    connection: psycopg.AsyncConnection[Any], letters: Sequence[DeadLetter], *, fresh: bool, expired: bool, schema: str
-) -> dict[str, int]:
-    """Move the letters to where the pump finds them, and return the keys that wait on, with what for."""
-    positions = [letter.position for letter in letters]
-    headers = json.dumps({REPLAYED: secrets.token_hex(4)} if fresh else {})
-    parameters = {"positions": positions, "headers": headers, "expired": expired}
-    await _execute(connection, sql.bind(sql_operating.REQUEUE_KEYED, schema), parameters)
-    await _execute(connection, sql.bind(sql_operating.REQUEUE_KEYLESS, schema), parameters)
-    await _execute(connection, sql.bind(sql_operating.BRING_EARLIER, schema), {"positions": positions, "last": max(positions, default=0)})
-    await _execute(connection, sql.bind(sql_operating.MAKE_KEY_HOLDS, schema), (positions,))
-    await _execute(connection, sql.bind(sql_operating.HASTEN_HOLDS, schema), (positions,))
-    return await _let_keys_go(connection, letters, schema)
+async def _requeue(
+    connection: psycopg.AsyncConnection[Any], found: Sequence[Letter], *, token: str | None, expired: bool, dry_run: bool, schema: str
+) -> Requeued:
+    """Move the letters, whose lanes are owned, to where the pump finds them."""
+    letters = [letter for letter in found if expired or not letter.expired]
+    left = [letter for letter in found if letter.expired and not expired]
+    if not dry_run:
+        positions = [letter.position for letter in letters]
+        parameters = {"positions": positions, "headers": json.dumps({REPLAYED: token} if token else {}), "expired": expired}
+        await _execute(connection, sql.bind(sql_operating.REQUEUE_KEYED, schema), parameters)
+        await _execute(connection, sql.bind(sql_operating.REQUEUE_KEYLESS, schema), parameters)
+        await _execute(
+            connection, sql.bind(sql_operating.BRING_EARLIER, schema), {"positions": positions, "last": max(positions, default=0)}
+        )
+        await _execute(connection, sql.bind(sql_operating.MAKE_KEY_HOLDS, schema), (positions,))
+        await _execute(connection, sql.bind(sql_operating.HASTEN_HOLDS, schema), (positions,))
+        await _let_keys_go(connection, letters, schema)
+    return Requeued(letters=letters, expired=left, waiting=await _see_waiting(connection, letters, schema))
 
 
-async def _let_keys_go(connection: psycopg.AsyncConnection[Any], letters: Sequence[DeadLetter], schema: str) -> dict[str, int]:
-    """Let the keys of the letters that have left go on, wake the pump, and return the keys that wait on, with what for."""
-    holds = {hold_of_key(letter.key): letter.key for letter in letters if letter.key is not None}
-    released = [hold for (hold,) in await _execute(connection, sql.bind(sql_operating.RELEASE_HOLDS, schema), (list(holds),))]
+async def _drop(connection: psycopg.AsyncConnection[Any], found: Sequence[Letter], schema: str) -> None:
+    await _execute(connection, sql.bind(sql_operating.DROP_DEAD, schema), ([letter.position for letter in found],))
+    await _let_keys_go(connection, found, schema)
+
+
+async def _let_keys_go(connection: psycopg.AsyncConnection[Any], letters: Sequence[Letter], schema: str) -> None:
+    """Let the keys of the letters that have left go on, and wake the pump."""
+    holds = list(_holds_of(letters))
+    released = [hold for (hold,) in await _execute(connection, sql.bind(sql_operating.RELEASE_HOLDS, schema), (holds,))]
     await _execute(connection, sql.bind(sql.END_HOLDS, schema), (released,))
     if letters:
         await _execute(connection, sql.bind(sql_operating.RING, schema), ())
-    return {holds[hold]: head for hold, head in await _execute(connection, sql.bind(sql_operating.SEE_WAITING, schema), (list(holds),))}
+
+
+async def _see_waiting(connection: psycopg.AsyncConnection[Any], letters: Sequence[Letter], schema: str) -> dict[str, int]:
+    """Return the keys of the letters that wait on when these are gone, each with the position of the dead letter that it waits for."""
+    holds = _holds_of(letters)
+    parameters = (list(holds), [letter.position for letter in letters])
+    return {holds[hold]: head for hold, head in await _execute(connection, sql.bind(sql_operating.SEE_WAITING, schema), parameters)}
+
+
+def _holds_of(letters: Sequence[Letter]) -> dict[str, str]:
+    return {hold_of_key(letter.key): letter.key for letter in letters if letter.key is not None}
 
 
 async def _execute(

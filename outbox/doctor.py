@@ -10,16 +10,23 @@ import secrets
 import shlex
 import time
 from contextlib import aclosing
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 
+from psycopg import sql as compose
+
 from bridges.topics import Pattern
+from migrations.partitions import database_now, read_days
 from outbox import sql, sql_watching
 from outbox.status import read_lane_owners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from datetime import datetime
 
     import psycopg
+
+    from migrations.partitions import Daily, Schedule
 
 _NAMED: Final = 10
 """Of things alike, the worst are named, and the rest counted."""
@@ -27,8 +34,12 @@ _NAMED: Final = 10
 _MANY_TRANSACTIONS: Final = 1_000_000
 """How far behind a standby or a slot may be, which say nothing of their time."""
 
-_MESSAGES_OPTIONS: Final = {"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "10000", "vacuum_truncate": "off"}
-"""The storage of the table `messages`, as the migration sets it."""
+_MESSAGES_OPTIONS: Final = {
+    "autovacuum_vacuum_scale_factor": ("0", 0.0),
+    "autovacuum_vacuum_threshold": ("10000", 10000.0),
+    "vacuum_truncate": ("off", 0.0),
+}
+"""The storage of the table `messages`, as the migration sets it, and in numbers."""
 
 
 class Finding(NamedTuple):
@@ -38,11 +49,13 @@ class Finding(NamedTuple):
         what: where it is.
         problem: what is wrong.
         advice: what to do.
+        is_note: nothing is wrong as far as can be seen, and that may not be far enough.
     """
 
     what: str
     problem: str
     advice: str
+    is_note: bool = False
 
 
 async def find_lost_rows(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> AsyncIterator[Finding]:
@@ -68,6 +81,15 @@ async def find_lost_rows(connection: psycopg.AsyncConnection[Any], *, schema: st
             f"{_count(waiting, 'message')} in lanes that do not exist: {_some(unknown)}; somebody wrote to deferred, held or holds by hand",
             f"put them where their keys are: {_one_line(sql.bind(sql_watching.MEND_LANES_OF_ROWS, schema))}",
         )
+    if stranded := await _rows(connection, sql.bind(sql_watching.FIND_STRANDED_KEYS, schema)):
+        waiting = sum(row[1] for row in stranded)
+        keys = _some(_quoted(row[0].removeprefix("key:")) for row in stranded)
+        yield Finding(
+            "keys",
+            f"{_count(len(stranded), 'key')} {'waits' if len(stranded) == 1 else 'wait'} for a dead letter that is gone,"
+            f" with {_count(waiting, 'message')}: {keys}",
+            f"let go of them: {_one_line(sql.bind(sql_watching.MEND_STRANDED_KEYS, schema))}",
+        )
     ((below,),) = await _rows(connection, sql.bind(sql_watching.FIND_BELOW_FLOORS, schema))
     if below:
         yield Finding(
@@ -80,14 +102,14 @@ async def find_lost_rows(connection: psycopg.AsyncConnection[Any], *, schema: st
 async def find_keys_for_operator(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> AsyncIterator[Finding]:
     """Find the keys that wait until an operator decides about their dead letter."""
     found = await _rows(connection, sql.bind(sql_watching.FIND_KEYS_FOR_OPERATOR, schema), (_NAMED,))
-    for hold, error, messages, _ in found:
+    for hold, message_id, error, messages, _ in found:
         key = _quoted(hold.removeprefix("key:"))
         yield Finding(
             f"key {key}",
             f"it waits until an operator decides about its dead letter{f' ({error})' if error else ''}, with {_count(messages, 'message')}",
-            f"`outboxd dead requeue --key {key}` sends the dead letter again, `outboxd dead drop --key {key}` goes on without it",
+            f"`outboxd dead requeue --id {message_id}` sends it again, `outboxd dead drop --id {message_id}` goes on without it",
         )
-    if found and (more := found[0][3] - len(found)):
+    if found and (more := found[0][4] - len(found)):
         yield Finding(
             "keys",
             f"until an operator decides about a dead letter, there wait {_count(more, 'more key')}",
@@ -139,6 +161,7 @@ async def find_late_claims(
             f"the role {role} may not see since when {_count(hidden, 'session')} of other roles are open: late claims and old"
             " transactions among them are not found",
             f'GRANT pg_read_all_stats TO "{role}"; or run the doctor as a role that has it',
+            is_note=True,
         )
 
 
@@ -203,21 +226,21 @@ async def find_vacuum_trouble(connection: psycopg.AsyncConnection[Any], *, schem
             "track_counts is off, and without the counts autovacuum does not know what to do",
             "ALTER SYSTEM SET track_counts = on; SELECT pg_reload_conf(); and ALTER DATABASE or ROLE ... RESET track_counts",
         )
-    tables: dict[str, dict[str, str]] = {"messages": {}}
-    for table, option, value in await _rows(connection, sql.bind(sql_watching.SEE_TABLE_OPTIONS, schema)):
-        tables.setdefault(table, {})[option] = value
+    tables: dict[str, dict[str, tuple[str, float | None]]] = {"messages": {}}
+    for table, option, *value in await _rows(connection, sql.bind(sql_watching.SEE_TABLE_OPTIONS, schema)):
+        tables.setdefault(table, {})[option] = (value[0], value[1])
     for table, options in tables.items():
         for prefix in ("", "toast."):
             option = f"{prefix}autovacuum_enabled"
-            if _value(options.get(option)) == 0:
+            if options.get(option, ("on", 1.0))[1] == 0:
                 yield Finding(
                     f"table {schema}.{table}", f"{option} is off: it grows for ever", f'ALTER TABLE "{schema}".{table} RESET ({option});'
                 )
-    changed = {name: value for name, value in _MESSAGES_OPTIONS.items() if _value(tables["messages"].get(name)) != _value(value)}
-    if changed:
-        wanted = ", ".join(f"{name} = {value}" for name, value in changed.items())
-        given = ", ".join(f"{name} is {tables['messages'].get(name, 'not set')}" for name in changed)
-        yield Finding(f"table {schema}.messages", f"{given}, unlike in the migration", f'ALTER TABLE "{schema}".messages SET ({wanted});')
+    given = {name: tables["messages"].get(name, ("not set", None)) for name in _MESSAGES_OPTIONS}
+    if changed := [name for name, (_, number) in _MESSAGES_OPTIONS.items() if given[name][1] != number]:
+        wanted = ", ".join(f"{name} = {_MESSAGES_OPTIONS[name][0]}" for name in changed)
+        found = ", ".join(f"{name} is {given[name][0]}" for name in changed)
+        yield Finding(f"table {schema}.messages", f"{found}, unlike in the migration", f'ALTER TABLE "{schema}".messages SET ({wanted});')
 
 
 async def find_pooler(connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]], *, within: float = 3.0) -> AsyncIterator[Finding]:
@@ -281,8 +304,59 @@ async def find_clock_skew(
         )
 
 
+async def find_late_days(
+    connection: psycopg.AsyncConnection[Any], daily: Daily, schedule: Callable[[datetime], Schedule], *, schema: str
+) -> AsyncIterator[Finding]:
+    """Find partitions that nobody has made or dropped in time, and rows that should have gone from the default one.
+
+    Args:
+        connection: in autocommit mode.
+        daily: the table.
+        schedule: returns what is to be at a time.
+        schema: it is in.
+    """
+    advice = (
+        "the daemons do it, and warn if they cannot: if locks are in the way, run `outboxd tidy`, which is more patient;"
+        " if their role may not, run it every day as the owner of the schema"
+    )
+    now = await database_now(connection)
+    _, days = await read_days(connection, daily, schema=schema)
+    for name, why in schedule(now).late(daily, days).items():
+        yield Finding(f"table {schema}.{name}", why, advice)
+    default = compose.Identifier(schema, f"{daily.table}_default")
+    conditions = compose.SQL(" OR ").join(compose.SQL("({})").format(each) for each in schedule(now - timedelta(days=1)).swept)
+    if conditions.as_string():
+        cursor = await connection.execute(compose.SQL("SELECT count(*) FROM ONLY {} WHERE {}").format(default, conditions))
+        ((over,),) = await cursor.fetchall()
+        if over:
+            yield Finding(f"table {schema}.{daily.table}_default", f"{_count(over, 'row')} not deleted, though over for a day", advice)
+
+
+async def find_too_old(
+    connection: psycopg.AsyncConnection[Any], keep: timedelta, is_consumed: Callable[[str], bool], *, schema: str = "outbox"
+) -> AsyncIterator[Finding]:
+    """Find deferred messages and dead letters that consumers would set aside for their age.
+
+    Args:
+        connection: to ask through.
+        keep: how long the consumers' processed ids are kept.
+        is_consumed: whether the messages of a topic go to such a consumer.
+        schema: of the outbox track.
+    """
+    rows = await _rows(connection, sql.bind(sql_watching.COUNT_TOO_OLD, schema), {"keep": keep})
+    for table, when in (("deferred", "when it is due"), ("dead", "by now")):
+        found = [(topic, number) for there, topic, number in rows if there == table and is_consumed(topic)]
+        if found:
+            yield Finding(
+                f"{table} messages",
+                f"{_count(sum(number for _, number in found), 'message')} {when} older than processed ids are kept ([dedupe] keep), so that"
+                f" consumers set them aside: {_some(topic for topic, _ in found)}",
+                "raise keep before it has passed for them; what is set aside is handled after `outboxd dead requeue --consumer`",
+            )
+
+
 async def _rows(
-    connection: psycopg.AsyncConnection[Any], statement: LiteralString, parameters: Sequence[Any] = ()
+    connection: psycopg.AsyncConnection[Any], statement: LiteralString, parameters: Sequence[Any] | dict[str, Any] = ()
 ) -> list[tuple[Any, ...]]:
     # Without parameters nothing is bound, and several columns may hold a per cent sign.
     return await (await connection.execute(statement, parameters or None)).fetchall()
@@ -300,14 +374,6 @@ def _count(number: int, noun: str) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _value(option: str | None) -> float | None:
-    """Return a storage option so that equal ones are equal, however they were written."""
-    if option is None:
-        return None
-    words = dict.fromkeys(("false", "off", "no", "f", "n"), 0.0) | dict.fromkeys(("true", "on", "yes", "t", "y"), 1.0)
-    return words[option.lower()] if option.lower() in words else float(option)
 
 
 def _quoted(text: str) -> str:

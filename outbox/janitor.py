@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from psycopg import sql as compose
 from bridges.backoff import Backoff
 from bridges.deadline import happens
 from bridges.errors import told
-from migrations.partitions import BESIDE_OTHERS, Announcer, Daily, Patience, Tidied, Upkeep, begin_of_timestamps, database_now
+from migrations.partitions import BESIDE_OTHERS, Announcer, Daily, Patience, Schedule, Tidied, Upkeep, begin_of_timestamps, database_now
 from outbox import sql, sql_watching
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ ARCHIVE: Final = Daily(table="archive", key="drop_at", begin=begin_of_timestamps
 _TURN: Final = 60.0
 _AGAIN: Final = 60.0
 _SOON: Final = 1.0
+_COUNT_AGAIN: Final = 300.0
+"""Seconds until a count is tried again that took longer than it may."""
 
 
 class Backlog(NamedTuple):
@@ -56,9 +58,12 @@ class Backlog(NamedTuple):
     held_by: Mapping[str, int] = MappingProxyType({})
 
 
-async def measure_backlog(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox") -> Backlog:
-    """Count what is in the outbox. Exact, and so its cost grows with the backlog: for every few seconds, not for every batch."""
-    cursor = await connection.execute(sql.bind(sql_watching.BACKLOG, schema))
+async def measure_backlog(connection: psycopg.AsyncConnection[Any], *, schema: str = "outbox", exact: bool = True) -> Backlog:
+    """Count what is in the outbox. Exact, and so its cost grows with the backlog: for every few seconds, not for every batch.
+
+    An estimate costs nothing. It goes by the server's statistics, and has the last count's ``held_by``.
+    """
+    cursor = await connection.execute(sql.bind(sql_watching.BACKLOG if exact else sql_watching.ESTIMATED_BACKLOG, schema))
     row = await cursor.fetchone()
     assert row is not None
     return Backlog(*row)
@@ -82,10 +87,18 @@ async def keep_archive(
         patience: how long things may take.
     """
     now = await database_now(connection)
-    days = {(now + each + timedelta(days=n)).date() for each in keep for n in range(ahead + 1)}
-    upkeep = Upkeep(connection, ARCHIVE, schema=schema, patience=patience)
-    swept = compose.SQL("drop_at < {}").format(compose.Literal(now))
-    return await upkeep.keep(wanted=days, over=now.date(), swept=[swept])
+    return await Upkeep(connection, ARCHIVE, schema=schema, patience=patience).keep(archive_schedule(now, keep, ahead))
+
+
+def archive_schedule(now: datetime, keep: Iterable[timedelta], ahead: int = 3) -> Schedule:
+    """Return what is to be at a time; see `keep_archive`."""
+    first = [now + each for each in keep]
+    return Schedule(
+        wanted={(moment + timedelta(days=n)).date() for moment in first for n in range(ahead + 1)},
+        needed={(moment + timedelta(days=n)).date() for moment in first for n in (0, 1)},
+        over=now.date(),
+        swept=[compose.SQL("drop_at < {}").format(compose.Literal(now))],
+    )
 
 
 class Janitor:
@@ -127,6 +140,7 @@ class Janitor:
         self._failures = 0
         self._failed_at = 0.0
         self._keep_at = 0.0
+        self._count_at = 0.0
 
     def stop(self) -> None:
         """Begin nothing more, and break off what is being done: it is all done again. Any number of times, from any state."""
@@ -163,35 +177,66 @@ class Janitor:
             await happens(self._stopping, max(0.0, began + pause - loop.time()))
 
     async def _turn(self) -> bool:
-        """Measure, read, keep; False if another daemon is measuring, and what there is to read until then is old or nothing."""
+        """Measure and read, and keep: each whatever has become of the other. False if what there is to read is old or nothing."""
         connection = await self._connected()
-        await self._measure(connection)
-        is_fresh = False
-        cursor = await connection.execute(sql.bind(sql_watching.READ_FIGURES, self._schema))
-        if row := await cursor.fetchone():
-            figures, age = row
-            # What a newer version has measured as well is not for this one.
-            known = {field: figures[field] for field in Backlog._fields if field in figures}
-            self._on_figures(Backlog(**known), max(0.0, age))
-            is_fresh = age <= self._measure_every
+        is_fresh, problem = False, None
+        try:
+            await self._measure(connection)
+            is_fresh = await self._share(connection)
+        except psycopg.Error as failed:
+            if connection.closed:
+                raise
+            problem = failed
         loop = asyncio.get_running_loop()
         if loop.time() >= self._keep_at:
+            # No more patient from turn to turn: what waits behind it for a lock is the pump. It writes here for moments only.
             tidied = await keep_archive(connection, schema=self._schema, keep=self._archive)
             self._announcer.tell(tidied)
             self._keep_at = loop.time() + (min(_AGAIN, self._keep_every) if tidied.left else self._keep_every)
+        if problem is not None:
+            raise problem
         return is_fresh
 
+    async def _share(self, connection: psycopg.AsyncConnection[Any]) -> bool:
+        """Hand out the figures, whoever has measured them; False if another daemon is measuring, and they are old or not there."""
+        cursor = await connection.execute(sql.bind(sql_watching.READ_FIGURES, self._schema))
+        row = await cursor.fetchone()
+        if row is None:
+            return False
+        figures, age = row
+        # What a newer version has measured as well is not for this one.
+        known = {field: figures[field] for field in Backlog._fields if field in figures}
+        self._on_figures(Backlog(**known), max(0.0, age))
+        return bool(age <= self._measure_every)
+
     async def _measure(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Measure, unless another daemon is at it or has just done it."""
+        """Measure, unless another daemon is at it or has just done it; what takes too long to count is estimated."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._count_at:
+            try:
+                if await self._measure_once(connection, exact=True) and self._count_at:
+                    log.warning("the backlog is counted again")
+                    self._count_at = 0.0
+            except psycopg.errors.QueryCanceled as problem:
+                if not self._count_at:
+                    log.warning("the backlog cannot be counted (%s): its figures are estimates until it can", told(problem))
+                self._count_at = loop.time() + _COUNT_AGAIN
+            else:
+                return
+        await self._measure_once(connection, exact=False)
+
+    async def _measure_once(self, connection: psycopg.AsyncConnection[Any], *, exact: bool) -> bool:
+        """Return whether it was measured by us."""
         async with connection.transaction():
             await connection.execute(sql_watching.CONFIGURE_JANITOR)
             if not await self._says_yes(connection, sql_watching.TRY_MEASURE):
-                return
+                return False
             # Not the whole interval: one that comes round a little early would wait for another.
             if await self._says_yes(connection, sql_watching.FIGURES_ARE_FRESH, 0.75 * self._measure_every):
-                return
-            backlog = await measure_backlog(connection, schema=self._schema)
+                return False
+            backlog = await measure_backlog(connection, schema=self._schema, exact=exact)
             await connection.execute(sql.bind(sql_watching.STORE_FIGURES, self._schema), (json.dumps(backlog._asdict()),))
+            return True
 
     async def _says_yes(self, connection: psycopg.AsyncConnection[Any], statement: str, *parameters: object) -> bool:
         cursor = await connection.execute(sql.bind(statement, self._schema), parameters or None)

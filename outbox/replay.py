@@ -50,6 +50,7 @@ class Replayed:
         published: acknowledged.
         rejected: refused for good, or as often as a message is tried: by reason.
         complete: whether it came to its end; False if it was stopped.
+        missed: of the messages that matched, those that it did not find when it came to them: the janitor has dropped them meanwhile.
     """
 
     replay: UUID | None
@@ -57,6 +58,7 @@ class Replayed:
     published: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
     complete: bool = True
+    missed: int = 0
 
 
 async def replay(
@@ -111,6 +113,7 @@ async def replay(
             published=source.published,
             rejected=source.rejected,
             complete=source.exhausted.is_set(),
+            missed=max(0, matched - source.published - sum(source.rejected.values())) if source.exhausted.is_set() else 0,
         )
 
 
@@ -200,10 +203,10 @@ class ArchiveSource:
         await self._execute(sql_operating.BEGIN_REPLAY, parameters)
 
     async def end(self) -> None:
-        """Write into the replay's row how far it came, if Postgres is there: it is in the log in any case."""
+        """Write into the replay's row how far it came, and that it has ended, if it has; it is in the log too, if Postgres is away."""
         try:
             async with asyncio.timeout(_FINAL_WORD):
-                await self._note(ended=True)
+                await self._note(ended=self.exhausted.is_set())
         except (SourceUnavailable, TimeoutError) as problem:
             log.error("replay %s: its row cannot be brought up to date: %s", self.replay, told(problem))  # noqa: TRY400 - no trace is needed
         log.info("replay %s: %d published, %d rejected", self.replay, self.published, sum(self.rejected.values()))

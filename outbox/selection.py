@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from bridges.errors import ConfigurationError, InvalidMessage, InvalidPattern
@@ -14,6 +14,18 @@ from bridges.topics import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+FATAL: Final = (
+    Reason.TOO_LARGE,
+    Reason.INVALID,
+    Reason.NO_ROUTE,
+    Reason.EXPIRED,
+    Reason.ATTEMPTS,
+    Reason.REFUSED,
+    Reason.HANDLER,
+)
+"""Of which messages die; all others are an outage's, or a wait's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +81,7 @@ class Selection:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of the statements in `outbox.sql` that select by it."""
+        """The parameters of the statements in `outbox.sql_operating` that select by it."""
         return {
             "ids": self.message_ids or None,
             # What the router itself matches with: Postgres reads this part of Python's notation in the same way.
@@ -116,5 +128,5 @@ def _checked_reason(given: str) -> Reason:
     try:
         return Reason(given)
     except ValueError:
-        msg = f"reason: {given!r} is not one of {', '.join(Reason)}"
+        msg = f"reason: {given!r} is not one of {', '.join(FATAL)}"
         raise ConfigurationError(msg) from None

@@ -28,6 +28,17 @@ SELECT {_LETTER}, NULL::bytea AS payload FROM :"schema".dead
 WHERE {_SELECTED_DEAD}
 ORDER BY died_at DESC, position DESC LIMIT %(limit)s::bigint"""
 
+# What is acted upon, and no more of it than that takes: there may be very many. Among those found before, whose lanes are owned by now.
+FIND_DEAD: Final = f"""
+SELECT position, id, key, lane, topic, coalesce(expires_at <= statement_timestamp(), false) AS expired FROM :"schema".dead
+WHERE (%(positions)s::bigint[] IS NULL OR position = ANY(%(positions)s::bigint[])) AND {_SELECTED_DEAD}
+ORDER BY position"""
+
+# Where they are: those of a key together, the others in parts, lane by lane.
+PLAN_BATCHES: Final = f"""
+SELECT lane, array_agg(position ORDER BY position) FROM :"schema".dead WHERE {_SELECTED_DEAD}
+GROUP BY lane, CASE WHEN ordered THEN key END, CASE WHEN key IS NULL OR NOT ordered THEN position / 1000 END ORDER BY lane, min(position)"""
+
 # An id that the application chose may be there twice.
 SHOW_DEAD: Final = f"""
 SELECT {_LETTER}, payload FROM :"schema".dead WHERE id = %s ORDER BY position"""
@@ -41,21 +52,24 @@ SET_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %s, true)"
 TAKE_LANES: Final = """
 SELECT lane FROM :"schema".lanes WHERE lane = ANY(%s::smallint[]) ORDER BY lane FOR UPDATE"""
 
-# Back into its key's queue, at its own position, and so ahead of all that came later: the queue in which the key's rows are already, or
-# the hold of the key. Never back into the FIFO, where a position below a floor would not be seen. One statement, as every move.
+# Back into its key's queue, at its own position, and so ahead of all that came later: the hold of the key, if it has one, or the queue in
+# which its rows are already, or a hold to be made. Never back into the FIFO, where a position below a floor would not be seen. One
+# statement, as every move.
 REQUEUE_KEYED: Final = f"""
 WITH back AS (
-    DELETE FROM :"schema".dead WHERE position = ANY(%(positions)s::bigint[]) AND key IS NOT NULL RETURNING {KEPT}
+    DELETE FROM :"schema".dead WHERE position = ANY(%(positions)s::bigint[]) AND key IS NOT NULL AND ordered RETURNING {KEPT}
 )
-INSERT INTO :"schema".held ({KEPT}, hold)
+INSERT INTO :"schema".held ({KEPT}, requeued_at, hold)
 SELECT position, id, created_at, deliver_at, CASE WHEN NOT %(expired)s OR expires_at > statement_timestamp() THEN expires_at END,
-       priority, lane, topic, key, content_type, headers || %(headers)s::jsonb, payload,
-       coalesce((SELECT held.hold FROM :"schema".held WHERE held.key = back.key AND held.ordered LIMIT 1), 'key:' || key)
+       priority, lane, topic, key, content_type, headers || %(headers)s::jsonb, payload, statement_timestamp(),
+       coalesce((SELECT holds.hold FROM :"schema".holds WHERE holds.hold = 'key:' || back.key),
+                (SELECT held.hold FROM :"schema".held WHERE held.key = back.key AND held.ordered LIMIT 1), 'key:' || key)
 FROM back"""
 
 # What is given up without having been sent, being expired or over a limit, may have left earlier rows of its key in the FIFO. They come
 # along, or it would go out before them. The bound keeps this to the part of the FIFO that is older than the letters: nearly always nothing.
-# Those of a higher priority go first from where they are, and those of a lower one would have gone later.
+# Those of a higher priority go first from where they are, and those of a lower one would have gone later; one that is scheduled waits for
+# its time and not for its key.
 BRING_EARLIER: Final = f"""
 WITH earlier AS (
     DELETE FROM :"schema".messages
@@ -63,14 +77,16 @@ WITH earlier AS (
            WHERE held.position = ANY(%(positions)s::bigint[]) GROUP BY held.key, held.priority, held.hold) AS back
     WHERE messages.position < %(last)s AND messages.position < back.last
           AND messages.key = back.key AND messages.priority = back.priority
+          AND (messages.deliver_at IS NULL OR messages.deliver_at <= statement_timestamp())
     RETURNING {", ".join(f"messages.{column}" for column in KEPT.split(", "))}, back.hold
 )
 INSERT INTO :"schema".held ({KEPT}, hold) SELECT * FROM earlier"""
 
-# Nothing waits behind a message without a key: it is due now. One time for all, so that they are claimed in the order of their positions.
+# Nothing waits behind a message without a key, or of a route that keeps no order: it is due now. One time for all, so that they are
+# claimed in the order of their positions.
 REQUEUE_KEYLESS: Final = f"""
 WITH back AS (
-    DELETE FROM :"schema".dead WHERE position = ANY(%(positions)s::bigint[]) AND key IS NULL RETURNING {KEPT}
+    DELETE FROM :"schema".dead WHERE position = ANY(%(positions)s::bigint[]) AND (key IS NULL OR NOT ordered) RETURNING {KEPT}
 )
 INSERT INTO :"schema".deferred ({KEPT}, due_at, attempts)
 SELECT position, id, created_at, deliver_at, CASE WHEN NOT %(expired)s OR expires_at > statement_timestamp() THEN expires_at END,
@@ -90,13 +106,16 @@ UPDATE :"schema".holds SET due_at = statement_timestamp()
 FROM (SELECT hold AS queue, min(position) AS first FROM :"schema".held WHERE position = ANY(%s::bigint[]) GROUP BY hold) AS back
 WHERE hold = queue AND destination IS NULL AND due_at > statement_timestamp() AND first < head"""
 
-# A key that waits for an operator goes on when the dead letter that it waits for, the hold's head, is dead no more.
+# A key that waits for an operator goes on when the dead letter that it waits for, the hold's head, is dead no more. What is left in its
+# hold, and from where on, is looked up again.
 RELEASE_HOLDS: Final = """
-UPDATE :"schema".holds SET due_at = statement_timestamp(), head = NULL, attempts = 0, error = NULL
+UPDATE :"schema".holds SET due_at = statement_timestamp(), head = NULL, attempts = 0, error = NULL, low = NULL
 WHERE hold = ANY(%s::text[]) AND due_at IS NULL AND NOT EXISTS (SELECT FROM :"schema".dead WHERE dead.position = holds.head)
 RETURNING hold"""
 SEE_WAITING: Final = """
-SELECT hold, head FROM :"schema".holds WHERE hold = ANY(%s::text[]) AND due_at IS NULL ORDER BY hold"""
+SELECT hold, head FROM :"schema".holds
+WHERE hold = ANY(%s::text[]) AND due_at IS NULL AND head <> ALL(%s::bigint[])
+      AND EXISTS (SELECT FROM :"schema".dead WHERE dead.position = holds.head) ORDER BY hold"""
 
 DROP_DEAD: Final = 'DELETE FROM :"schema".dead WHERE position = ANY(%s::bigint[])'
 
@@ -145,3 +164,11 @@ TAKE_CONSUMER_DEAD: Final = """
 DELETE FROM :"schema".consumer_dead WHERE message_id = %s AND consumer = %s
 RETURNING message_id, topic, payload, key, content_type, headers, created_at"""
 FORGET_PROCESSED: Final = 'DELETE FROM :"schema".processed WHERE message_id = %s AND consumer = %s'
+
+SHOW_CONSUMER_DEAD: Final = """
+SELECT message_id AS id, topic, key, content_type, headers, error, attempts, created_at, died_at, octet_length(payload) AS size, payload
+FROM :"schema".consumer_dead WHERE message_id = %s AND consumer = %s"""
+
+# The processed ids stay: a late copy of what was dropped is not handled.
+DROP_CONSUMER_DEAD: Final = """
+DELETE FROM :"schema".consumer_dead WHERE message_id = ANY(%s::uuid[]) AND consumer = %s RETURNING message_id"""

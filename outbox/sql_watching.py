@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 # Exact counts, measured at intervals and never by the pump; the age is that of the oldest message that could have gone by now, which
-# one that waits for an operator could not. Sums, since a destination may be called "key".
+# one that waits for an operator could not. It has waited since it was put, or since its time came, or since it was put back. Sums, since a
+# destination may be called "key".
 BACKLOG: Final = """
 WITH waiting AS (
     SELECT coalesce(holds.destination, CASE WHEN due_at IS NULL THEN 'operator' ELSE 'key' END) AS behind,
-           count(*) AS number, min(created_at) FILTER (WHERE destination IS NOT NULL OR due_at IS NOT NULL) AS oldest
+           count(*) AS number,
+           min(greatest(created_at, deliver_at, requeued_at)) FILTER (WHERE destination IS NOT NULL OR due_at IS NOT NULL) AS oldest
     FROM :"schema".held JOIN :"schema".holds USING (hold) GROUP BY 1
 )
 SELECT (SELECT count(*) FROM :"schema".messages) AS messages,
@@ -21,6 +23,17 @@ SELECT (SELECT count(*) FROM :"schema".messages) AS messages,
            (SELECT min(oldest) FROM waiting),
            (SELECT min(due_at) FROM :"schema".deferred WHERE due_at <= clock_timestamp()))), 0)::double precision AS oldest_seconds,
        (SELECT coalesce(jsonb_object_agg(behind, number), '{}') FROM waiting) AS held_by"""
+
+# The same columns for a backlog that takes too long to count: by the statistics, and by what indexes find at once.
+ESTIMATED_BACKLOG: Final = """
+SELECT pg_stat_get_live_tuples((:'schema' || '.messages')::regclass) AS messages,
+       pg_stat_get_live_tuples((:'schema' || '.held')::regclass) AS held,
+       pg_stat_get_live_tuples((:'schema' || '.deferred')::regclass) AS deferred,
+       pg_stat_get_live_tuples((:'schema' || '.dead')::regclass) AS dead,
+       coalesce(extract(epoch FROM clock_timestamp() - least(
+           (SELECT created_at FROM :"schema".messages ORDER BY position LIMIT 1),
+           (SELECT min(due_at) FROM :"schema".deferred WHERE due_at <= clock_timestamp()))), 0)::double precision AS oldest_seconds,
+       coalesce((SELECT figures -> 'held_by' FROM :"schema".figures), '{}') AS held_by"""
 
 # One daemon at a time measures, for the length of its transaction and not of its session: nothing is left behind by one that dies, and
 # a transaction pooler does no harm. One that hangs in it is ended by the server.
@@ -45,11 +58,14 @@ SELECT figures, extract(epoch FROM clock_timestamp() - measured_at)::double prec
 # One snapshot for a whole status, so that a message which moves meanwhile is counted once; and nothing in it needs more than SELECT.
 BEGIN_STATUS: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
-# Exact, and so its cost grows with the backlog. The archive may be far larger than all else: its size is asked for, not its rows.
+# Exact, and so its cost grows with the backlog; the oldest is that of BACKLOG. The archive may be far larger than all else: its size is
+# asked for, not its rows.
 STATUS: Final = """
 SELECT clock_timestamp(), waiting.total, deferred.total, deferred.due, deferred.next_seconds,
        coalesce(extract(epoch FROM clock_timestamp() - least(
-           waiting.oldest, deferred.oldest_due, (SELECT min(created_at) FROM :"schema".held))), 0)::double precision,
+           waiting.oldest, deferred.oldest_due,
+           (SELECT min(greatest(created_at, deliver_at, requeued_at)) FROM :"schema".held JOIN :"schema".holds USING (hold)
+            WHERE destination IS NOT NULL OR due_at IS NOT NULL))), 0)::double precision,
        archive.bytes, archive.tables
 FROM (SELECT count(*) AS total, (SELECT created_at FROM :"schema".messages ORDER BY position LIMIT 1) AS oldest
       FROM :"schema".messages) AS waiting,
@@ -68,7 +84,8 @@ SELECT CASE WHEN destination IS NOT NULL THEN 'destination' WHEN due_at IS NULL 
        coalesce(extract(epoch FROM clock_timestamp() - min(queues.oldest)), 0)::double precision,
        CASE WHEN destination IS NOT NULL THEN max(error) END
 FROM :"schema".holds
-LEFT JOIN (SELECT hold, count(*) AS messages, min(created_at) AS oldest FROM :"schema".held GROUP BY hold) AS queues USING (hold)
+LEFT JOIN (SELECT hold, count(*) AS messages, min(greatest(created_at, deliver_at, requeued_at)) AS oldest
+           FROM :"schema".held GROUP BY hold) AS queues USING (hold)
 GROUP BY kind, destination ORDER BY kind, destination"""
 
 STATUS_OF_DEAD: Final = """
@@ -116,11 +133,20 @@ GROUP BY lane ORDER BY lane"""
 # No floor is below zero, and so no claim looks there.
 FIND_BELOW_FLOORS: Final = 'SELECT count(*) FROM :"schema".messages WHERE position <= 0 AND priority = 0'
 
-# Keys after a dead letter on a route with after_dead = "hold", the longest queues first, and how many there are in all.
+# Keys after a dead letter on a route with after_dead = "hold", the longest queues first, and how many there are in all. With the id of the
+# one that the key waits for: others of the key have nothing to do with that.
 FIND_KEYS_FOR_OPERATOR: Final = """
-SELECT hold, error, (SELECT count(*) FROM :"schema".held WHERE held.hold = holds.hold) AS messages, count(*) OVER ()
-FROM :"schema".holds WHERE due_at IS NULL AND destination IS NULL
+SELECT hold, dead.id, holds.error, (SELECT count(*) FROM :"schema".held WHERE held.hold = holds.hold) AS messages, count(*) OVER ()
+FROM :"schema".holds JOIN :"schema".dead ON dead.position = holds.head
+WHERE due_at IS NULL AND destination IS NULL
 ORDER BY messages DESC, hold LIMIT %s"""
+
+# Those whose dead letter somebody has deleted by hand: no command finds it any more.
+FIND_STRANDED_KEYS: Final = """
+SELECT hold, (SELECT count(*) FROM :"schema".held WHERE held.hold = holds.hold) AS messages
+FROM :"schema".holds
+WHERE due_at IS NULL AND destination IS NULL AND NOT EXISTS (SELECT FROM :"schema".dead WHERE dead.position = holds.head)
+ORDER BY messages DESC, hold"""
 
 COUNT_BY_TOPIC: Final = """
 SELECT topic, count(*)
@@ -133,6 +159,12 @@ BEGIN; SELECT count(*) FROM (SELECT FROM :"schema".lanes ORDER BY lane FOR UPDAT
 INSERT INTO :"schema".holds (hold, lane, due_at, attempts, destination)
 SELECT DISTINCT ON (hold) hold, lane, clock_timestamp(), 0, substring(hold FROM '^sink:(.*)/[0-9]+$') FROM :"schema".held
 ON CONFLICT DO NOTHING; COMMIT;"""
+MEND_STRANDED_KEYS: Final = """
+BEGIN; SELECT count(*) FROM (SELECT FROM :"schema".lanes ORDER BY lane FOR UPDATE) AS owned;
+UPDATE :"schema".holds SET due_at = clock_timestamp(), head = NULL, attempts = 0, error = NULL, low = NULL
+WHERE due_at IS NULL AND destination IS NULL AND NOT EXISTS (SELECT FROM :"schema".dead WHERE dead.position = holds.head);
+DELETE FROM :"schema".holds WHERE destination IS NULL AND due_at IS NOT NULL
+    AND NOT EXISTS (SELECT FROM :"schema".held WHERE held.hold = holds.hold); COMMIT;"""
 MEND_LANES: Final = 'INSERT INTO :"schema".lanes SELECT generate_series(0, 63) ON CONFLICT DO NOTHING;'
 MEND_LANES_OF_ROWS: Final = """
 BEGIN; SELECT count(*) FROM (SELECT FROM :"schema".lanes ORDER BY lane FOR UPDATE) AS owned;
@@ -169,9 +201,12 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid
 
 SEE_AUTOVACUUM: Final = "SELECT current_setting('autovacuum')::boolean, current_setting('track_counts')::boolean"
 
-# The storage options of the schema's tables, and of what these keep out of line.
+# The storage options of the schema's tables, and of what these keep out of line: as they were written, and those that matter as numbers,
+# since there are many ways to write one, and Postgres knows them.
 SEE_TABLE_OPTIONS: Final = """
-SELECT tables.relname, option.name, option.value
+SELECT tables.relname, option.name, option.value,
+       CASE WHEN option.name ~ '(autovacuum_enabled|vacuum_truncate)$' THEN option.value::boolean::integer::double precision
+            WHEN option.name ~ 'autovacuum_vacuum_(scale_factor|threshold)$' THEN option.value::double precision END
 FROM pg_class AS tables
 LEFT JOIN pg_class AS toast ON toast.oid = tables.reltoastrelid
 CROSS JOIN LATERAL (SELECT * FROM pg_options_to_table(tables.reloptions)
@@ -179,6 +214,14 @@ CROSS JOIN LATERAL (SELECT * FROM pg_options_to_table(tables.reloptions)
                     FROM pg_options_to_table(toast.reloptions)) AS option (name, value)
 WHERE tables.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = :'schema') AND tables.relkind = 'r'
 ORDER BY tables.relname, option.name"""
+
+# What is older than consumers' processed ids are kept, or will be when it is due.
+COUNT_TOO_OLD: Final = """
+SELECT 'deferred', topic, count(*) FROM :"schema".deferred
+WHERE created_at < greatest(due_at, statement_timestamp()) - %(keep)s::interval GROUP BY topic
+UNION ALL
+SELECT 'dead', topic, count(*) FROM :"schema".dead WHERE created_at < statement_timestamp() - %(keep)s::interval GROUP BY topic
+ORDER BY 1, 3 DESC, 2"""
 
 SEE_CLOCK: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 SEE_PROCESS: Final = "SELECT pg_backend_pid()"

@@ -33,7 +33,7 @@ class Holds:
     """The queues of one kind.
 
     Attributes:
-        kind: ``key``: behind a failing head; ``operator``: a key that waits for an operator; ``destination``: behind a sink that is away.
+        kind: ``key``: behind a failing head; ``operator``: a key that waits for an operator; ``destination``: of a sink.
         destination: the sink's name, for the last kind.
         holds: how many queues.
         messages: how many messages are in them.

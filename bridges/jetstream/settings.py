@@ -75,12 +75,10 @@ async def risks(connection: JetStream, stream: str, *, published: bool, consumed
     found = list(_unkept(stream, config)) if published else []
     longest = timedelta(seconds=config.max_age) if config.max_age else None
     if consumed and keep is not None and (longest is None or longest > keep):
-        found.append(
-            (
-                f"stream {stream!r} can deliver a message again for {longest or 'ever'}, and its id is forgotten after {keep}",
-                f"set keep in [dedupe] above that; or `nats stream edit {stream} --max-age={keep.total_seconds() / 2:.0f}s`, or less",
-            )
-        )
+        problem = f"stream {stream!r} can deliver a message again for {longest or 'ever'}, and its id is forgotten after {keep}"
+        longer = "raise keep in [dedupe] above that" if longest else 'set keep = "forever" in [dedupe]'
+        shorter = f"`nats stream edit {stream} --max-age={keep.total_seconds() / 2:.0f}s`, or less"
+        found.append((problem, f"{longer}; there is also {shorter}, which deletes what is older from the stream, read or not"))
     return found
 
 

@@ -70,12 +70,14 @@ async def risks(connection: Kafka, *, published: str, consumed: str, keep: timed
             problem = f"topic {topic!r} has min.insync.replicas = 1: acks=all is then one broker, and what it acknowledged can go with it"
             found.append((problem, f"with three replicas, `{alter} min.insync.replicas=2`"))
         # A compacted topic keeps the last of each key for ever.
-        retention = int(of_topic["retention.ms"]) if "delete" in of_topic["cleanup.policy"] else -1
+        deletes = "delete" in of_topic["cleanup.policy"]
+        retention = int(of_topic["retention.ms"]) if deletes else -1
         longest = timedelta(milliseconds=retention) if retention >= 0 else None
         if re.fullmatch(consumed, topic) and keep is not None and (longest is None or longest > keep):
             problem = f"topic {topic!r} can deliver a message again for {longest or 'ever'}, and its id is forgotten after {keep}"
-            shorter = f"`{alter} retention.ms={keep.total_seconds() * 500:.0f}`, or less"
-            found.append((problem, f"set keep in [dedupe] above that; or {shorter}"))
+            longer = "raise keep in [dedupe] above that" if longest else 'set keep = "forever" in [dedupe]'
+            shorter = f"`{alter} retention.ms={keep.total_seconds() * 500:.0f}`, or less, which deletes what is older from the topic"
+            found.append((problem, f"{longer}; there is also {shorter}, read or not" if deletes else longer))
     return found
 
 

@@ -25,14 +25,15 @@ from bridges.observed import Metrics, ObservedSource, Progress
 from bridges.ports import Published, Released
 from bridges.router import Router
 from dedupe.consumer import Consumer
+from dedupe.retention import PROCESSED
 from migrations.names import MigrationError
 from migrations.runner import check_up_to_date
 from outbox.daemon.brokers import Broker, make_broker
+from outbox.daemon.days import ConsumersDays, archived, days_of
 from outbox.daemon.health import Health
 from outbox.daemon.http import make_server
 from outbox.daemon.routing import make_routing
 from outbox.daemon.telemetry import set_up_logging, set_up_tracing
-from outbox.daemon.tidy import archived, keep_consumers_days
 from outbox.janitor import Janitor
 from outbox.source import OutboxSource
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from outbox.daemon.config import ConsumerSection, Settings
 
 log = logging.getLogger("outboxd")
+
+_FIRST_DAYS = 5.0
+"""Seconds that the daemon's start may be held up by the partitions' first turn."""
 
 
 def run(settings: Settings) -> int:
@@ -109,6 +113,7 @@ class _Daemon:
         self._take_signals()
         if not await self._schemas_fit():
             return
+        days = await self._make_days()
         async with AsyncExitStack() as stack:
             brokers = {name: make_broker(section, stack) for name, section in settings.sinks.items()}
             # Consumers first: an in-process subscription must be there before the first message is.
@@ -117,7 +122,7 @@ class _Daemon:
             async with asyncio.TaskGroup() as group:
                 consuming = [group.create_task(running, name=f"consumer {consumer.name}") for consumer, running in consumers]
                 pumping = group.create_task(pump.run(), name="pump") if pump else None
-                background = [group.create_task(chore) for chore in self._chores([consumer for consumer, _ in consumers])]
+                background = [group.create_task(chore) for chore in self._chores(days)]
                 if settings.http.listen:
                     server = make_server(settings.http.listen, self._health)
                     background.append(group.create_task(server.serve()))
@@ -233,31 +238,32 @@ class _Daemon:
             source,
             dsn=dsn,
             schema=settings.postgres.dedupe_schema,
-            keep=settings.dedupe.keep,
             wrap=wrap,
             wrap_handler=time_handler,
         )
         return consumer, running
 
-    def _chores(self, consumers: Sequence[Consumer]) -> Iterator[Coroutine[Any, Any, None]]:
+    async def _make_days(self) -> list[ConsumersDays]:
+        """Make the consumers' days, before they are at work on them: a table that is in use all the time has no room for a new one."""
+        keep = self._settings.dedupe.keep
+        places = [days for days in days_of(self._settings, load_consumer) if days.daily is PROCESSED]
+        made = [ConsumersDays(days.dsn, schema=days.schema, keep=keep) for days in places]
+        await asyncio.gather(*(days.turn(within=_FIRST_DAYS) for days in made))
+        return made
+
+    def _chores(self, days: Sequence[ConsumersDays]) -> Iterator[Coroutine[Any, Any, None]]:
         """Yield what runs beside the pump and the consumers, in nobody's way: the janitor, and one for each database of consumers."""
         settings = self._settings
-        dsn = settings.postgres.dsn.get_secret_value()
         if settings.routes:
             yield Janitor(
-                dsn,
+                settings.postgres.dsn.get_secret_value(),
                 self._health.note_backlog,
                 schema=settings.postgres.schema_,
                 measure_every=settings.http.measure_every,
                 archive=archived(settings),
             ).run()
-        places = {
-            # As `Consumer.run` chooses: what it was made with comes first.
-            (consumer.dsn or (section.dsn or settings.postgres.dsn).get_secret_value(), consumer.schema or settings.postgres.dedupe_schema)
-            for consumer, section in zip(consumers, settings.consumers, strict=True)
-        }
-        for where, schema in places:
-            yield keep_consumers_days(where, schema=schema, keep=settings.dedupe.keep)
+        for each in days:
+            yield each.run()
 
 
 class _ConsumerMetrics:

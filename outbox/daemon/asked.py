@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import psycopg
 import typer
@@ -14,9 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from bridges.errors import ConfigurationError
 from migrations.names import check_schema_name
+from migrations.runner import check_up_to_date
 from outbox import sql_operating
 from outbox.daemon.config import Duration, Settings, checked_dsn, load, schemas_in_environment
-from outbox.selection import Selection
+from outbox.selection import FATAL, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -29,13 +30,23 @@ Schema = Annotated[str | None, typer.Option(help="Of the outbox's tables, or wit
 Ids = Annotated[list[str] | None, typer.Option("--id", help="A message's id; may be repeated.")]
 Topics = Annotated[str | None, typer.Option("--topic", help="A topic pattern, as in a route.")]
 Key = Annotated[str | None, typer.Option(help="A key.")]
-Reason = Annotated[str | None, typer.Option(help="Why they are dead.")]
+Reason = Annotated[str | None, typer.Option(help=f"Why they are dead: {', '.join(FATAL[:-1])} or {FATAL[-1]}.")]
 Since = Annotated[str | None, typer.Option(help="A time with its zone, as in 2026-07-01T08:00Z, or an age, as in '2 hours'.")]
 Until = Annotated[str | None, typer.Option(help="Likewise; before then.")]
 Everything = Annotated[bool, typer.Option("--all", help="All of them; needed if nothing is selected.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
 Consumer = Annotated[str | None, typer.Option(help="The dead letters of this consumer, instead of the outbox's.")]
+
+
+SESSION: Final[dict[str, Any]] = {
+    "autocommit": True,
+    "application_name": "outboxd operate",
+    "connect_timeout": 5,
+    "target_session_attrs": "read-write",
+    # Behind a transaction pooler a prepared statement may be on another server session.
+    "prepare_threshold": None,
+}
 
 
 class Place(NamedTuple):
@@ -67,24 +78,54 @@ class Place(NamedTuple):
             check_schema_name(name)
         return cls(dsn, schemas["outbox"], schemas["dedupe"], settings)
 
-    def run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
-        """Do something on a connection."""
+    def of_consumer(self, name: str | None) -> Place:
+        """Return where a consumer's own tables are, as the daemon finds it out: what the consumer was made with comes first.
+
+        A --dsn or --schema that differs from the configuration wins over that. None: where the outbox is.
+        """
+        if self.settings is None or name is None:
+            return self
+        from outbox.daemon.app import load_consumer  # it takes long to import, and most commands do without
+
+        postgres = self.settings.postgres
+        for section in self.settings.consumers:
+            try:
+                consumer = load_consumer(section)
+            except ConfigurationError:
+                continue  # of another program's, maybe
+            if consumer.name == name:
+                dsn, schema = self.dsn, self.dedupe_schema
+                if dsn == postgres.dsn.get_secret_value():
+                    dsn = consumer.dsn or (section.dsn or postgres.dsn).get_secret_value()
+                if schema == postgres.dedupe_schema:
+                    schema = consumer.schema or schema
+                return self._replace(dsn=dsn, dedupe_schema=schema)
+        return self
+
+    def run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]], *, track: Literal["outbox", "dedupe"] = "outbox") -> T:
+        """Do something on a connection. Raises `MigrationError` if the track's schema is not as it should be."""
 
         async def connected() -> T:
-            async with await self._connect() as connection:
+            async with await self._connect(track) as connection:
                 return await work(connection)
 
         return asyncio.run(connected())
 
     async def selected(self, asked: Asked) -> Selection:
-        """Return the selection, its ages counted back from the database's clock."""
-        async with await self._connect() as connection:
+        """Return the selection, its ages counted back from the database's clock. Raises `MigrationError` as `run` does."""
+        async with await self._connect("outbox") as connection:
             return await asked.at(connection)
 
-    async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        return await psycopg.AsyncConnection.connect(
-            self.dsn, autocommit=True, application_name="outboxd operate", connect_timeout=5, target_session_attrs="read-write"
-        )
+    async def _connect(self, track: Literal["outbox", "dedupe"]) -> psycopg.AsyncConnection[Any]:
+        await asyncio.to_thread(self._check_schema, track)
+        connection = await psycopg.AsyncConnection.connect(self.dsn, **SESSION)
+        # Whatever is usual in this database: what owns lanes must see what their last owner has committed.
+        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        return connection
+
+    def _check_schema(self, track: Literal["outbox", "dedupe"]) -> None:
+        with psycopg.connect(self.dsn, **SESSION) as connection:
+            check_up_to_date(connection, track, schema=self.schema if track == "outbox" else self.dedupe_schema)
 
 
 class Asked(NamedTuple):

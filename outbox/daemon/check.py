@@ -11,6 +11,8 @@ from bridges.errors import ConfigurationError
 from migrations.names import MigrationError
 from outbox.daemon.app import check_schemas, load_consumer
 from outbox.daemon.brokers import make_broker
+from outbox.daemon.days import connect, days_of
+from outbox.doctor import find_late_days
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -29,7 +31,17 @@ _PUMP_RIGHTS: Final = {
     "figures": "SELECT INSERT UPDATE",
 }
 _ARCHIVE_RIGHTS: Final = {"archive": "INSERT"}
-_CONSUMER_RIGHTS: Final = {"processed": "SELECT INSERT", "consumer_dead": "SELECT INSERT UPDATE"}
+_CONSUMER_RIGHTS: Final = {
+    "processed": "SELECT INSERT",
+    "processed_since": "SELECT",
+    "consumer_requeued": "SELECT DELETE",
+    "consumer_dead": "SELECT INSERT UPDATE",
+}
+
+# As `migrations.partitions` does it: in the role of the table's owner, who makes tables in the schema.
+_MAY_KEEP_DAYS: Final = """
+SELECT pg_has_role(relowner, 'MEMBER') AND has_schema_privilege(relowner, relnamespace, 'CREATE')
+FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relname = %s"""
 
 
 class Finding(NamedTuple):
@@ -42,6 +54,8 @@ class Finding(NamedTuple):
 async def check(settings: Settings) -> AsyncIterator[Finding]:
     """Look at the database, the schemas, the consumers and every broker, and yield what was found."""
     for finding in check_postgres(settings):
+        yield finding
+    async for finding in check_days(settings):
         yield finding
     for section in settings.consumers:
         try:
@@ -88,6 +102,28 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
         yield Finding("Postgres", str(problem).strip().splitlines()[-1])
     except MigrationError as problem:
         yield Finding("schemas", str(problem))
+
+
+async def check_days(settings: Settings) -> AsyncIterator[Finding]:
+    """See who keeps the partitions: this role, or, if it may not, somebody who does."""
+    for days in days_of(settings, load_consumer):
+        table = f"{days.schema}.{days.daily.table}"
+        try:
+            async with await connect(days.dsn, "outboxd check") as connection:
+                cursor = await connection.execute(_MAY_KEEP_DAYS, (days.schema, days.daily.table))
+                row = await cursor.fetchone()
+                if row is None:
+                    continue  # of a schema that is not there is told elsewhere
+                if row[0]:
+                    yield Finding(f"partitions of {table}: this role may make and drop them", None)
+                    continue
+                late = [finding async for finding in find_late_days(connection, days.daily, days.schedule, schema=days.schema)]
+                what = f"partitions of {table}: made and dropped by `outboxd tidy`"
+                why = "this role may neither make nor drop them: run `outboxd tidy` every day as the owner of the schema"
+                yield Finding(what, f"{late[0].what}: {late[0].problem}; {why}" if late else None)
+        except psycopg.Error as problem:
+            if days.dsn != settings.postgres.dsn.get_secret_value():  # of which is told already
+                yield Finding(f"partitions of {table}", str(problem).strip().splitlines()[-1])
 
 
 def _check_rights(connection: psycopg.Connection, who: str, schema: str, rights: dict[str, str]) -> Finding:

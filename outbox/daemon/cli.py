@@ -134,7 +134,7 @@ def doctor(
     config: ConfigFile = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on a line.")] = False,
 ) -> None:
-    """Look for what is wrong with the outbox, its database and its brokers, and say what to do. Exit code 1 if there is anything."""
+    """Look for what is wrong with the outbox, its database and its brokers, and say what to do. Exit code 1 for a problem."""
     from outbox.daemon.inspection import show_findings
 
     raise typer.Exit(1 if show_findings(config, as_json=json) else 0)

@@ -13,6 +13,8 @@ from bridges.envelope import REPLAYED
 from bridges.errors import ConfigurationError
 from bridges.message import Message
 from bridges.ports import BEHIND, Published, Rejected, Released, Retry
+from dedupe.processed import first_time
+from dedupe.sql import HANDLE_ONCE
 from outbox import sql, sql_operating
 from outbox.deadletters import NotDead
 
@@ -77,6 +79,8 @@ async def requeue_consumer_dead(
 ) -> HandedBack:
     """Have the consumer handle its dead letters again: forget that it has seen them, and publish them once more.
 
+    Each is then handled once, however old it is: a row of ``consumer_requeued`` says so, which goes with the transaction of the effect.
+
     Each in a transaction that commits when the sink has acknowledged it: what the sink does not take stays dead. They carry the header
     ``outbox-replayed``; other consumers recognise their ids as duplicates. Their order is that in which they were put, and one that is not
     taken holds back its key; if the sink is away, the rest is not tried.
@@ -122,7 +126,53 @@ async def _hand_back(
         row = await cursor.fetchone()
         if row is None:
             return None
+        # Recorded before it is forgotten: the day of an old id may be gone, and the consumer, to whom the copy may come before this has
+        # committed, is to wait for it, and to see then that it was asked for.
+        await first_time(connection, consumer, [message_id], schema=schema)
         await cursor.execute(sql.bind(sql_operating.FORGET_PROCESSED, schema), (message_id, consumer))
+        await cursor.execute(sql.bind(HANDLE_ONCE, schema), (message_id, consumer))
     message = Message._make(row)
     (outcome,) = await sink.publish([message._replace(headers={**message.headers, REPLAYED: token})])
     return outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeLetter(ConsumerLetter):
+    """All of a message that a consumer gave up."""
+
+    content_type: str
+    headers: Mapping[str, str]
+    payload: bytes
+
+
+async def show_consumer_dead(
+    connection: psycopg.AsyncConnection[Any], consumer: str, message_id: UUID, *, schema: str = "dedupe"
+) -> list[WholeLetter]:
+    """Return the consumer's dead letter with this id, if there is one."""
+    async with psycopg.AsyncCursor(connection, row_factory=class_row(WholeLetter)) as cursor:
+        await cursor.execute(sql.bind(sql_operating.SHOW_CONSUMER_DEAD, schema), (message_id, consumer), binary=True)
+        return await cursor.fetchall()
+
+
+async def drop_consumer_dead(
+    connection: psycopg.AsyncConnection[Any],
+    consumer: str,
+    selection: Selection,
+    *,
+    everything: bool = False,
+    dry_run: bool = False,
+    schema: str = "dedupe",
+) -> list[ConsumerLetter]:
+    """Delete dead letters of a consumer for good, and return them. To the consumer they stay processed. Raises as a requeue does."""
+    selection.require_something(everything=everything)
+    async with connection.transaction():
+        letters = await list_consumer_dead(connection, consumer, selection, schema=schema)
+        there = {letter.id for letter in letters}
+        if missing := [one for one in selection.message_ids if one not in there]:
+            raise NotDead(missing)
+        if dry_run:
+            return letters
+        async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+            await cursor.execute(sql.bind(sql_operating.DROP_CONSUMER_DEAD, schema), (list(there), consumer))
+            gone = {message_id for (message_id,) in await cursor.fetchall()}
+        return [letter for letter in letters if letter.id in gone]

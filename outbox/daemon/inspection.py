@@ -15,18 +15,20 @@ import psycopg
 import typer
 
 from bridges.errors import ConfigurationError, told
+from bridges.topics import Pattern
 from migrations.names import MigrationError
 from migrations.runner import check_up_to_date
 from outbox import doctor
 from outbox.daemon.app import load_consumer
 from outbox.daemon.brokers import destinations, make_broker
 from outbox.daemon.config import checked_dsn, load, schemas_in_environment
+from outbox.daemon.days import days_of
 from outbox.daemon.printed import many, plain, print_json
 from outbox.doctor import Finding
 from outbox.status import read_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Collection, Iterator
     from pathlib import Path
 
     from outbox.daemon.config import ConsumerSection, Settings
@@ -98,7 +100,7 @@ def _told(status: Status, schema: str, sinks: dict[str, str]) -> Iterator[str]:
         yield line("sinks", len(sinks))
     for name, kind in sinks.items():
         waiting = queues.get(name)
-        yield line(f"  {name}", waiting.messages if waiting else 0, f"{kind}, {'away' if waiting else 'no queue of its own'}")
+        yield line(f"  {name}", waiting.messages if waiting else 0, f"{kind}, {'has a queue' if waiting else 'no queue of its own'}")
 
 
 def _queues(status: Status) -> dict[str, Holds]:
@@ -112,7 +114,7 @@ def _ago(seconds: float) -> str:
 
 
 def show_findings(config: Path | None, *, as_json: bool) -> int:
-    """Print what the doctor finds, and return how much that is. Raises `ConfigurationError`."""
+    """Print what the doctor finds, and return how many problems that is: notes are none. Raises `ConfigurationError`."""
     settings = load(config)
 
     async def look() -> list[Finding]:
@@ -120,30 +122,36 @@ def show_findings(config: Path | None, *, as_json: bool) -> int:
         async for finding in diagnose(settings):
             found.append(finding)
             if not as_json:
-                typer.echo(plain(f"PROBLEM  {finding.what}: {finding.problem}"))
+                typer.echo(plain(f"{'note    ' if finding.is_note else 'PROBLEM '} {finding.what}: {finding.problem}"))
                 typer.echo(plain(f"  to do  {finding.advice}"))
         return found
 
     found = asyncio.run(look())
+    problems = sum(not finding.is_note for finding in found)
     if as_json:
         print_json({"findings": [finding._asdict() for finding in found]})
     else:
-        typer.echo(many(len(found), "problem") if found else "all is well")
-    return len(found)
+        typer.echo(many(problems, "problem") if problems else "all is well")
+    return problems
 
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     """Look for everything that is wrong, in the database and at the brokers. What cannot be reached is a finding too."""
     dsn, schema = settings.postgres.dsn.get_secret_value(), settings.postgres.schema_
+    unknown = []
     try:
         if settings.routes:
             await asyncio.to_thread(_check_schema, dsn, schema)
         async for finding in _diagnose_postgres(settings, dsn):
             yield finding
     except psycopg.Error as problem:
+        unknown.append(dsn)
         yield Finding("Postgres", told(problem), "`outboxd check` looks at the connection and at the role's rights")
     except MigrationError as problem:
+        unknown.append(dsn)
         yield Finding(f"schema {schema}", str(problem), "bring it up to date, and ask again: it was not looked into")
+    async for finding in _diagnose_days(settings, without=unknown):
+        yield finding
     async with AsyncExitStack() as stack:
         for name, section in settings.sinks.items():
             routes = [route for route in settings.routes if route.sink == name]
@@ -177,6 +185,8 @@ async def _diagnose_postgres(settings: Settings, dsn: str) -> AsyncIterator[Find
                 doctor.find_pins(connection, schema=schema),
                 doctor.find_vacuum_trouble(connection, schema=schema),
             ]
+        if settings.routes and settings.consumers and settings.dedupe.keep:
+            searches.append(doctor.find_too_old(connection, settings.dedupe.keep, partial(_is_consumed, settings), schema=schema))
         if settings.routes and settings.postgres.doorbell:
             searches.append(doctor.find_pooler(connect))
         for search in searches:
@@ -200,3 +210,33 @@ def _check_schema(dsn: str, schema: str) -> None:
 async def _connect(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
     # Behind a transaction pooler a prepared statement may be on another server session.
     return await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=5, application_name=name, prepare_threshold=None)
+
+
+async def _diagnose_days(settings: Settings, *, without: Collection[str]) -> AsyncIterator[Finding]:
+    """Look at what is kept by day, in each database but those that could not be looked into, and at how long."""
+    for days in days_of(settings, load_consumer):
+        if days.dsn in without:
+            continue
+        try:
+            async with await _connect(days.dsn, "outboxd doctor") as connection:
+                async for finding in doctor.find_late_days(connection, days.daily, days.schedule, schema=days.schema):
+                    yield finding
+        except psycopg.Error as problem:
+            yield Finding(
+                f"table {days.schema}.{days.daily.table}", told(problem), "`outboxd check` looks at the connection and at the schemas"
+            )
+    keep = settings.dedupe.keep
+    for route in settings.routes:
+        if settings.consumers and keep and route.archive and route.archive > keep:
+            yield Finding(
+                f"route {route.topics}",
+                f"it is archived for {route.archive}, and processed ids are kept for {keep}: what is older when it is replayed, consumers"
+                " set aside",
+                "give [dedupe] keep more than archive, or archive less",
+            )
+
+
+def _is_consumed(settings: Settings, topic: str) -> bool:
+    """Whether a topic's route leads to where one of the consumers consumes from."""
+    sink = next((route.sink for route in settings.routes if Pattern(route.topics).matches(topic)), None)
+    return sink in {settings.source_of(consumer) for consumer in settings.consumers}

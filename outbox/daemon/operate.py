@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import psycopg
 import typer
 
-from bridges.errors import ConfigurationError
+from bridges import ports
+from bridges.envelope import REPLAYED
+from bridges.errors import ConfigurationError, OutboxError, told
+from bridges.ports import PUBLISHED, Rejected, Released
 from bridges.router import Route, Router
 from bridges.topics import Pattern
-from outbox import deadletters
+from outbox import deadletters, sql
 from outbox import replay as archive
 from outbox.daemon import consumer_letters, printed
 from outbox.daemon.asked import (
+    SESSION,
     AsJson,
     Asked,
     ConfigFile,
@@ -39,12 +45,12 @@ from outbox.daemon.config import InProcessSection, Settings, load
 from outbox.selection import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
 
-    import psycopg
-
-    from bridges.ports import Sink
-    from outbox.deadletters import DeadLetter
+    from bridges.message import Message
+    from bridges.ports import Outcome, Sink
+    from outbox.deadletters import DeadLetter, Letter
 
 dead = typer.Typer(help="List, show, requeue and drop dead letters.", no_args_is_help=True)
 
@@ -64,8 +70,8 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="How many at the most, the latest first.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters, the latest first; never their payloads."""
-    place = Place.of(config, dsn, schema)
+    """List dead letters, the latest first; never their payloads. Exit code 1 if there is none."""
+    place = Place.of(config, dsn, schema).of_consumer(consumer)
     asked = Asked.of(ids, topics, key, reason, since, until)
 
     async def look(connection: psycopg.AsyncConnection[Any]) -> Sequence[DeadLetter | consumer_letters.ConsumerLetter]:
@@ -74,7 +80,7 @@ def list_(
             return await deadletters.list_dead(connection, selection, limit=limit + 1, schema=place.schema)
         return await consumer_letters.list_consumer_dead(connection, consumer, selection, limit=limit + 1, schema=place.dedupe_schema)
 
-    found = place.run(look)
+    found = place.run(look, track="outbox" if consumer is None else "dedupe")
     if as_json:
         for letter in found[:limit]:
             printed.print_letter_as_json(letter)
@@ -93,12 +99,19 @@ def show(
     config: ConfigFile = None,
     dsn: Dsn = None,
     schema: Schema = None,
+    consumer: Consumer = None,
     as_json: AsJson = False,
 ) -> None:
     """Show everything about a dead letter, its payload too."""
-    place = Place.of(config, dsn, schema)
+    place = Place.of(config, dsn, schema).of_consumer(consumer)
     (wanted,) = Selection(ids=[message_id]).message_ids
-    found = place.run(lambda connection: deadletters.show_dead(connection, wanted, schema=place.schema))
+
+    async def look(connection: psycopg.AsyncConnection[Any]) -> Sequence[DeadLetter | consumer_letters.WholeLetter]:
+        if consumer is None:
+            return await deadletters.show_dead(connection, wanted, schema=place.schema)
+        return await consumer_letters.show_consumer_dead(connection, consumer, wanted, schema=place.dedupe_schema)
+
+    found = place.run(look, track="outbox" if consumer is None else "dedupe")
     for letter in found:
         if as_json:
             printed.print_letter_as_json(letter)
@@ -144,29 +157,35 @@ def requeue(
         msg = "to: is for --consumer; the routes say where the outbox's messages go"
         raise ConfigurationError(msg)
 
-    async def put_back(connection: psycopg.AsyncConnection[Any]) -> deadletters.Requeued:
-        selection = await asked.at(connection)
-        return await deadletters.requeue(
-            connection, selection, everything=everything, fresh=fresh, expired=expired, dry_run=dry_run, schema=place.schema
-        )
+    done, left, waiting = _Done(as_json), _Done(as_json), dict[str, int]()
 
-    done = place.run(put_back)
-    if as_json:
-        answer = {
-            "requeued": printed.ids_of(done.letters),
-            "expired": printed.ids_of(done.expired),
-            "waiting": dict(done.waiting),
-            "dry_run": dry_run,
-        }
-        printed.print_json(answer)
-    else:
-        printed.print_done("requeue", done.letters, dry_run=dry_run)
-        if done.expired:
-            left = printed.many(len(done.expired), "dead letter")
-            typer.echo(f"{left} left dead, being expired: --expired requeues them without their expires_at")
-        for waiting, position in done.waiting.items():
-            typer.echo(f"key {printed.plain(waiting)} waits on, for the dead letter at position {position}")
-    raise typer.Exit(0 if done.letters else 1)
+    async def put_back(connection: psycopg.AsyncConnection[Any]) -> None:
+        async for batch in deadletters.requeue_in_batches(
+            connection,
+            await asked.at(connection),
+            everything=everything,
+            fresh=fresh,
+            expired=expired,
+            dry_run=dry_run,
+            schema=place.schema,
+        ):
+            done.add(batch.letters)
+            left.add(batch.expired)
+            waiting.update(batch.waiting)
+
+    def tell() -> None:
+        if as_json:
+            printed.print_json({"requeued": done.ids(), "expired": left.ids(), "waiting": waiting, "dry_run": dry_run})
+            return
+        printed.print_done("requeue", done.topics, dry_run=dry_run)
+        if left.topics:
+            letters = printed.many(left.topics.total(), "dead letter")
+            typer.echo(f"{letters} left dead, being expired: --expired requeues them without their expires_at")
+        for waits, position in waiting.items():
+            on = "would wait" if dry_run else "waits"
+            typer.echo(f"key {printed.plain(waits)} {on} on, for the dead letter at position {position}")
+
+    raise typer.Exit(_run_in_batches(place, put_back, done, tell))
 
 
 @dead.command()
@@ -181,23 +200,34 @@ def drop(
     since: Since = None,
     until: Until = None,
     everything: Everything = False,
+    consumer: Consumer = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete dead letters for good. A key that waits for one of them goes on."""
-    place = Place.of(config, dsn, schema)
+    place = Place.of(config, dsn, schema).of_consumer(consumer)
     asked = Asked.of(ids, topics, key, reason, since, until, everything=everything)
 
-    async def delete(connection: psycopg.AsyncConnection[Any]) -> list[DeadLetter]:
-        selection = await asked.at(connection)
-        return await deadletters.drop(connection, selection, everything=everything, dry_run=dry_run, schema=place.schema)
+    done = _Done(as_json)
 
-    done = place.run(delete)
-    if as_json:
-        printed.print_json({"dropped": printed.ids_of(done), "dry_run": dry_run})
-    else:
-        printed.print_done("drop", done, dry_run=dry_run)
-    raise typer.Exit(0 if done else 1)
+    async def delete(connection: psycopg.AsyncConnection[Any]) -> None:
+        selection = await asked.at(connection)
+        if consumer is not None:
+            letters = await consumer_letters.drop_consumer_dead(
+                connection, consumer, selection, everything=everything, dry_run=dry_run, schema=place.dedupe_schema
+            )
+            done.add(letters)
+            return
+        async for batch in deadletters.drop_in_batches(connection, selection, everything=everything, dry_run=dry_run, schema=place.schema):
+            done.add(batch)
+
+    def tell() -> None:
+        if as_json:
+            printed.print_json({"dropped": done.ids(), "dry_run": dry_run})
+        else:
+            printed.print_done("drop", done.topics, dry_run=dry_run)
+
+    raise typer.Exit(_run_in_batches(place, delete, done, tell, track="outbox" if consumer is None else "dedupe"))
 
 
 def replay(
@@ -253,10 +283,45 @@ def replay(
             printed.print_replayed(done, to)
         if signals and not done.complete:
             return 128 + signals[0]
-        return 0 if done.published and not done.rejected else 1
+        return 0 if done.published and not done.rejected and not done.missed else 1
 
     _check_sink(settings, to)
     raise typer.Exit(asyncio.run(look() if dry_run else publish()))
+
+
+class _Done:
+    """What was done with letters, batch by batch: of a great many only the numbers are kept, unless each id is to be told."""
+
+    def __init__(self, with_ids: bool) -> None:
+        self.topics: Counter[str] = Counter()
+        self._ids: list[tuple[int, UUID]] | None = [] if with_ids else None
+
+    def add(self, letters: Sequence[Letter | consumer_letters.ConsumerLetter]) -> None:
+        self.topics.update(letter.topic for letter in letters)
+        if self._ids is not None:
+            self._ids += [(getattr(letter, "position", 0), letter.id) for letter in letters]
+
+    def ids(self) -> list[str]:
+        return [str(one) for _, one in sorted(self._ids or [])]
+
+
+def _run_in_batches(
+    place: Place,
+    work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]],
+    done: _Done,
+    tell: Callable[[], None],
+    *,
+    track: Literal["outbox", "dedupe"] = "outbox",
+) -> int:
+    """Do it, tell what was done, even if that is not all of it, and return the exit code."""
+    try:
+        place.run(work, track=track)
+    except (OutboxError, psycopg.Error):
+        if done.topics:
+            tell()
+        raise
+    tell()
+    return 0 if done.topics else 1
 
 
 def _requeue_for_consumer(place: Place, asked: Asked, consumer: str, to: str | None, *, dry_run: bool, as_json: bool) -> int:
@@ -264,18 +329,21 @@ def _requeue_for_consumer(place: Place, asked: Asked, consumer: str, to: str | N
     if to is None:
         msg = "to: with --consumer, give the sink that the consumer consumes from"
         raise ConfigurationError(msg)
-    settings, name = place.settings or load(None), to
-    _check_sink(settings, name)
+    settings, name = place.settings or _from_environment(), to
+    place = place._replace(settings=settings).of_consumer(consumer)
+    here = isinstance(settings.sinks.get(name), InProcessSection)
+    if not here:
+        _check_sink(settings, name)
 
     async def hand_back(connection: psycopg.AsyncConnection[Any]) -> consumer_letters.HandedBack:
         selection = await asked.at(connection)
         async with AsyncExitStack() as stack:
-            sink = _sink_of(settings, name, stack)
+            sink = _ThroughOutbox(settings, name) if here else _sink_of(settings, name, stack)
             return await consumer_letters.requeue_consumer_dead(
                 connection, consumer, selection, sink, everything=asked.everything, dry_run=dry_run, schema=place.dedupe_schema
             )
 
-    done = place.run(hand_back)
+    done = place.run(hand_back, track="dedupe")
     if as_json:
         kept = {str(one): f"{outcome.reason}: {outcome.detail}" for one, outcome in done.kept.items()}
         printed.print_json({"requeued": [str(one) for one in done.sent], "kept": kept, "dry_run": dry_run})
@@ -285,6 +353,14 @@ def _requeue_for_consumer(place: Place, asked: Asked, consumer: str, to: str | N
         for one, outcome in done.kept.items():
             typer.echo(f"{one} stays dead: {outcome.reason}: {printed.plain(outcome.detail)}")
     return 0 if done.sent and not done.kept else 1
+
+
+def _from_environment() -> Settings:
+    try:
+        return load(None)
+    except ConfigurationError as problem:
+        msg = f"config: with --consumer the sinks are needed, and the environment does not tell: give --config ({problem})"
+        raise ConfigurationError(msg.replace("\n", "; ")) from None
 
 
 def _check_sink(settings: Settings, name: str) -> None:
@@ -302,6 +378,34 @@ def _sink_of(settings: Settings, name: str, stack: AsyncExitStack) -> Sink:
     broker = make_broker(settings.sinks[name], stack)
     routes = [Route(Pattern(route.topics), broker.sink(route.destination)) for route in settings.routes if route.sink == name]
     return Router([*routes, Route(Pattern(">"), broker.sink("{topic}"))])
+
+
+class _ThroughOutbox:
+    """A Sink for the in-process broker, which lives in the daemon: puts messages into the outbox, and the pump brings them there."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        return [await self._put(message) for message in messages]
+
+    async def _put(self, message: Message) -> Outcome:
+        route = next((route for route in self._settings.routes if Pattern(route.topics).matches(message.topic)), None)
+        if route is None or route.sink != self._name:
+            return Rejected(ports.Reason.NO_ROUTE, f"no route leads topic {message.topic!r} to {self._name!r}")
+        postgres = self._settings.postgres
+        # The mark of a copy is for brokers that would take it for a duplicate; the outbox's own rows have none.
+        headers = json.dumps({name: value for name, value in message.headers.items() if name != REPLAYED})
+        fields = (message.id, message.topic, message.key, message.payload, message.content_type, headers)
+        try:
+            async with await psycopg.AsyncConnection.connect(postgres.dsn.get_secret_value(), **SESSION) as connection:
+                await connection.execute(sql.bind(sql.INSERT_ONE, postgres.schema_), (*fields, None, None, 0))
+        except psycopg.OperationalError as problem:
+            return Released(ports.Reason.UNAVAILABLE, told(problem))
+        except psycopg.Error as problem:
+            return Rejected(ports.Reason.REFUSED, told(problem))
+        return PUBLISHED
 
 
 def _note_signals(stop: asyncio.Event) -> list[int]:

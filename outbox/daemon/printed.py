@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections import Counter
+    from collections.abc import Iterable
 
-    from outbox.daemon.consumer_letters import ConsumerLetter
+    from outbox.daemon.consumer_letters import ConsumerLetter, WholeLetter
     from outbox.deadletters import DeadLetter
     from outbox.replay import Replayed
 
@@ -31,11 +31,6 @@ def many(number: int, what: str) -> str:
 def plain(text: str) -> str:
     """Return text in one line, without what would move a terminal's cursor."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def ids_of(letters: Iterable[DeadLetter | ConsumerLetter]) -> list[str]:
-    """Return the ids as JSON has them."""
-    return [str(letter.id) for letter in letters]
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -70,7 +65,7 @@ def print_letters(letters: Iterable[DeadLetter | ConsumerLetter]) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def print_whole(letter: DeadLetter) -> None:
+def print_whole(letter: DeadLetter | WholeLetter) -> None:
     """Print everything about a dead letter, its payload too."""
     lines: list[tuple[str, str]] = []
     for field in dataclasses.fields(letter):
@@ -97,12 +92,12 @@ def print_topics(topics: Counter[str]) -> None:
         typer.echo(f"{topics.total() - sum(number for _, number in shown):>9}  of {many(rest, 'other topic')}")
 
 
-def print_done(verb: str, letters: Sequence[DeadLetter], *, dry_run: bool) -> None:
+def print_done(verb: str, topics: Counter[str], *, dry_run: bool) -> None:
     """Print what was done, or would be: ``verb`` is "requeue" or "drop"."""
-    if letters:
+    if topics:
         done = {"requeue": "requeued", "drop": "dropped"}[verb]
-        typer.echo(f"{f'would {verb}' if dry_run else done} {many(len(letters), 'dead letter')}")
-        print_topics(Counter(letter.topic for letter in letters))
+        typer.echo(f"{f'would {verb}' if dry_run else done} {many(topics.total(), 'dead letter')}")
+        print_topics(topics)
     else:
         typer.echo(f"no dead letter fits; {'nothing would change' if dry_run else 'nothing was changed'}")
 
@@ -116,6 +111,8 @@ def print_replayed(done: Replayed, to: str) -> None:
     typer.echo(f"replay {done.replay} to {to}, {how}: {done.published} of {many(done.matched, 'message')} published")
     for reason, number in done.rejected.items():
         typer.echo(f"{number:>9}  rejected: {reason}")
+    if done.missed:
+        typer.echo(f"{done.missed:>9}  not found: their time in the archive was over before they were reached")
 
 
 def _text_of(payload: bytes) -> str | None:

@@ -177,7 +177,7 @@ async def snapshot(dsn: str, options: argparse.Namespace) -> None:
         first = tenth / (times[tenth] - times[0])
         last = tenth / (times[-1] - times[-1 - tenth])
     verdict = "ok" if last / first >= 0.8 else "MISSED"
-    print(f"behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {last / first:.2f}; at least 0.8 wanted: {verdict}")
+    print(f"behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {last / first:.2f}; wanted 0.8: {verdict}")
     await clear(dsn)
 
 
@@ -204,10 +204,9 @@ async def queue(dsn: str, options: argparse.Namespace) -> None:
     times = [began, *noting.times]
     tenth = rows // 10
     first, last = tenth / (times[tenth] - times[0]), tenth / (times[-1] - times[-1 - tenth])
-    verdict = "ok" if last / first >= 0.8 else "MISSED"
-    print(
-        f"a queue behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {last / first:.2f}; at least 0.8 wanted: {verdict}"
-    )
+    ratio = last / first
+    verdict = "ok" if ratio >= 0.8 else "MISSED"
+    print(f"a queue behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {ratio:.2f}; at least 0.8 wanted: {verdict}")
     await clear(dsn)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from migrations.partitions import Upkeep, database_now
+from migrations.partitions import Schedule, Upkeep, database_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ async def today(connection: psycopg.AsyncConnection[Any]) -> date:
 
 async def make(connection: psycopg.AsyncConnection[Any], daily: Daily, days: Iterable[date], *, schema: str) -> None:
     wanted = set(days)
-    tidied = await Upkeep(connection, daily, schema=schema).keep(wanted=wanted, over=None)
+    tidied = await Upkeep(connection, daily, schema=schema).keep(Schedule(wanted=wanted))
     assert tidied.made == [daily.name(day) for day in sorted(wanted)], tidied
 
 

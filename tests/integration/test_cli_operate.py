@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import nats
@@ -15,12 +17,15 @@ import psycopg
 import pytest
 
 from bridges.message import uuid7
+from migrations.runner import migrate
+from outbox import deadletters
 from outbox.daemon import cli
+from outbox.replay import ArchiveSource
 from tests.engines.letters import archive, bury, everything, hold, put
+from tests.engines.pooler import Pooler
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
     from uuid import UUID
 
     from tests.conftest import Stream
@@ -228,18 +233,22 @@ def test_a_dry_run_changes_nothing(outboxd: Run, at: Any, dead: list[UUID], verb
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["dead", "list", "--reason", "because"], "reason: 'because' is not one of unavailable, timeout, "),
+        (["dead", "list", "--reason", "because"], "reason: 'because' is not one of too_large, invalid, no_route, expired, "),
         (["dead", "list", "--since", "2026-07-01T08:00"], "since: '2026-07-01T08:00' has no time zone: add Z, or +02:00, say"),
         (["dead", "list", "--until", "soon"], "until: 'soon' is neither a time, such as 2026-07-01T08:00Z, nor an age, such as '2 hours'"),
         (["dead", "list", "--since", "999999 weeks"], "since: that long ago there were no years"),
         (["dead", "list", "--since", "1 hour", "--until", "2 hours"], "until: "),
         (["dead", "list", "--schema", "Shop"], "schema: 'Shop' does not match"),
+        (["dead", "list", "--schema", "nope"], "schema 'nope' lacks outbox/0001_outbox"),
+        (["dead", "drop", "--schema", "nope", "--all"], "schema 'nope' lacks outbox/0001_outbox"),
+        (["dead", "list", "--schema", "nope", "--consumer", "shop"], "schema 'nope' lacks dedupe/0001_processed"),
         (["dead", "list", "--dsn", "host"], "dsn: is not a libpq connection string"),
         (["dead", "show", "7"], "ids: '7' is not a UUID"),
         (["dead", "requeue"], "selection: nothing is given"),
         (["dead", "requeue", "--to", "events", "--all"], "to: is for --consumer"),
         (["dead", "requeue", "--consumer", "shop", "--all"], "to: with --consumer, give the sink"),
         (["dead", "requeue", "--consumer", "shop", "--to", "events", "--all", "--expired"], "fresh, expired: are for the outbox's"),
+        (["dead", "requeue", "--consumer", "shop", "--to", "events", "--all"], "config: "),
         (["dead", "drop", "--key", "a", "--all"], "selection: everything, or key"),
         (["dead", "drop", "--topic", "a..b"], "topics: pattern 'a..b': token 2 is empty"),
     ],
@@ -249,6 +258,69 @@ def test_a_mistake_is_one_line_and_exit_code_2(outboxd: Run, arguments: list[str
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith(f"outboxd: {says}")
+
+
+def test_whatever_the_database_makes_of_transactions(outboxd: Run, at: Any, dead: list[UUID]) -> None:
+    """The lanes' last owners must be seen, and that takes READ COMMITTED."""
+    at(
+        lambda connection: connection.execute(
+            f"ALTER DATABASE {connection.info.dbname} SET default_transaction_isolation = 'repeatable read'"
+        )
+    )
+    assert outboxd("dead", "requeue", "--id", str(dead[0]))[0] == 0
+    assert outboxd("dead", "drop", "--all")[0] == 0
+    assert at(everything)["dead"] == []
+
+
+async def test_behind_a_transaction_pooler(connection: Connection, database: str) -> None:
+    """Where a prepared statement may be in another session, the same statement runs often enough to be prepared."""
+    for number in range(40):
+        await put(connection, str(number), key=str(number))
+    await bury(connection, *map(str, range(40)))
+    async with Pooler(database) as pooler:
+        for verb in ("requeue", "drop"):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "outbox.daemon", "dead", verb, "--all", "--dsn", pooler.dsn),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            out, err = await process.communicate()
+            assert (process.returncode, err) == (int(verb == "drop"), b""), out
+
+
+def test_what_a_busy_lane_leaves_undone_is_not_all(outboxd: Run, at: Any, dead: list[UUID], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what was done before, and then what was not."""
+    monkeypatch.setattr(deadletters, "requeue_in_batches", partial(deadletters.requeue_in_batches, lock_timeout=0.05))
+
+    async def lanes(connection: Connection) -> list[tuple[int, int]]:
+        cursor = await connection.execute("SELECT lane, count(*) FROM outbox.dead GROUP BY lane ORDER BY lane")
+        return await cursor.fetchall()
+
+    (_, first), (last, _) = at(lanes)
+
+    async def hold_lane(connection: Connection) -> tuple[int, str, str]:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM outbox.lanes WHERE lane = %s FOR UPDATE", (last,))
+            return await asyncio.to_thread(outboxd, "dead", "requeue", "--all")
+
+    code, out, err = at(hold_lane)
+    assert code == 1
+    assert out.startswith(f"requeued {first} dead letter")
+    assert err.startswith("outboxd: a pump's claim has held a lane of these keys")
+    assert len(at(everything)["dead"]) == 3 - first
+
+
+def test_a_dry_run_tells_of_a_key_that_would_wait_on(outboxd: Run, at: Any, dead: list[UUID]) -> None:
+    at(lambda connection: hold(connection, "key:k", head="b", due=None))
+    _, out, _ = outboxd("dead", "requeue", "--id", str(dead[0]), "--dry-run")
+    assert out.splitlines()[-1] == "key k would wait on, for the dead letter at position 2"
+
+
+def test_the_help_names_the_reasons_and_tells_of_an_empty_list(outboxd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    _, out, _ = outboxd("dead", "list", "--help")
+    assert "too_large, invalid, no_route, expired, attempts, refused or handler" in out
+    assert "Exit code 1 if there is none" in out
 
 
 # --- replay
@@ -284,7 +356,25 @@ def test_replay_by_age_as_json(outboxd: Run, at: Any, configured: str) -> None:
     assert code == 0
     told = json.loads(out)
     assert told.pop("replay")
-    assert told == {"matched": 1, "published": 1, "rejected": {}, "complete": True}
+    assert told == {"matched": 1, "published": 1, "rejected": {}, "complete": True, "missed": 0}
+
+
+def test_a_replay_that_missed_something_says_so_and_exits_1(
+    outboxd: Run, at: Any, configured: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archived(at, "orders.created")
+
+    async def count(source: ArchiveSource) -> dict[str, int]:
+        """As it would have counted before a row was dropped."""
+        await source._until_now()
+        return {"orders.created": 2}
+
+    monkeypatch.setattr(ArchiveSource, "count", count)
+    code, out, _ = outboxd("replay", "-c", configured, "--to", "events", "--all")
+    assert code == 1
+    first, second = out.splitlines()
+    assert first.endswith("complete: 1 of 2 messages published")
+    assert second.split(maxsplit=1) == ["1", "not found: their time in the archive was over before they were reached"]
 
 
 def test_a_dry_replay_sends_nothing(outboxd: Run, at: Any, configured: str, stream: Stream) -> None:
@@ -337,7 +427,7 @@ def test_ctrl_c_ends_a_replay_cleanly(at: Any, configured: str, stream: Stream) 
     told = json.loads(row)
     assert (process.returncode, err) == (130, "")
     assert out == f"replay {told['replay']} to events, stopped: {told['published']} of 50 messages published\n"
-    assert told["ended_at"] is not None
+    assert told["ended_at"] is None
     assert told["published"] == len(stored(stream)) < 50
 
 
@@ -392,6 +482,63 @@ def test_a_consumers_dead_letter_is_published_again_and_forgotten(outboxd: Run, 
     assert code == 1
     assert "is not a dead letter" in err
     assert outboxd(*wanted[:-2], "--id", str(other))[0] == 1, "another consumer's"
+
+
+def test_a_consumers_dead_letter_is_shown_whole(outboxd: Run, at: Any) -> None:
+    first, _, other = at(give_up)
+    code, out, _ = outboxd("dead", "show", str(first), "--consumer", "shop")
+    assert code == 0
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (lines["payload"], lines["error"], lines["header"]) == ("hunter2", "ValueError: no", "Tenant: a")
+    code, out, _ = outboxd("dead", "show", str(first), "--consumer", "shop", "--json")
+    assert (json.loads(out)["payload"], json.loads(out)["headers"]) == ("hunter2", {"Tenant": "a"})
+    assert outboxd("dead", "show", str(other), "--consumer", "shop")[0] == 1
+
+
+def test_a_consumers_dead_letter_is_dropped_and_stays_processed(outboxd: Run, at: Any) -> None:
+    first, second, other = at(give_up)
+    before = at(consumed)
+    wanted = ["dead", "drop", "--consumer", "shop"]
+    assert outboxd(*wanted, "--all", "--dry-run")[:2] == (0, "would drop 2 dead letters\n        2  orders.created\n")
+    assert outboxd(*wanted)[0] == 2
+    assert outboxd(*wanted, "--id", str(other))[0] == 1, "another consumer's"
+    assert at(consumed) == before
+    assert outboxd(*wanted, "--id", str(first), "--json")[:2] == (0, json.dumps({"dropped": [str(first)], "dry_run": False}) + "\n")
+    assert at(consumed) == [(first, "processed"), (second, "dead"), (second, "processed"), (other, "dead"), (other, "processed")]
+
+
+def test_a_consumers_letters_are_where_the_consumer_was_made_to_keep_them(
+    outboxd: Run, at: Any, configured: str, empty_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the daemon: what it was made with comes first, then [[consumers]] dsn, then [postgres]."""
+    ids = at(give_up)
+    with psycopg.connect(empty_database) as elsewhere:
+        migrate(elsewhere, "dedupe", schema="effects")
+    (tmp_path / "elsewhere.py").write_text("from dedupe import Consumer\nshop = Consumer('shop', schema='effects')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Path(configured).open("a") as file:
+        file.write(f'[[consumers]]\napp = "elsewhere:shop"\nsource = "events"\ndsn = "{empty_database}"\n')
+    assert outboxd("dead", "list", "-c", configured, "--consumer", "shop")[0] == 1, "none is there"
+    assert outboxd("dead", "list", "-c", configured, "--consumer", "billing")[0] == 0
+    assert outboxd("dead", "drop", "-c", configured, "--consumer", "shop", "--all")[0] == 1
+    assert outboxd("dead", "requeue", "-c", configured, "--consumer", "shop", "--to", "events", "--id", str(ids[0]))[0] == 1
+    assert outboxd("dead", "show", str(ids[0]), "-c", configured, "--consumer", "shop")[0] == 1
+
+
+def test_a_letter_of_a_consumer_in_the_daemon_goes_back_through_the_outbox(outboxd: Run, at: Any, configured: str) -> None:
+    """Its broker is in the daemon, and the pump is the way to it."""
+    first, *_ = at(give_up)
+    wanted = ["dead", "requeue", "-c", configured, "--consumer", "shop", "--to", "here"]
+    code, out, _ = outboxd(*wanted, "--id", str(first))
+    assert (code, at(everything)["messages"]) == (1, [])
+    assert f"{first} stays dead: no_route: no route leads topic 'orders.created' to 'here'" in out
+    at(lambda connection: connection.execute("UPDATE dedupe.consumer_dead SET topic = 'local.created'"))
+    code, out, err = outboxd(*wanted, "--id", str(first))
+    assert code == 0, (out, err)
+    ((row,),) = at(everything)["messages"]
+    told = json.loads(row)
+    assert (told["id"], told["topic"], told["key"], told["headers"]) == (str(first), "local.created", "k", {"Tenant": "a"})
+    assert (first, "dead") not in at(consumed)
 
 
 def test_what_the_sink_does_not_take_stays_dead(outboxd: Run, at: Any, configured: str) -> None:

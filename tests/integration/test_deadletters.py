@@ -17,7 +17,19 @@ from bridges.jetstream import JetStream, JetStreamSink
 from bridges.message import uuid7
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected
 from bridges.topics import Pattern
-from outbox.deadletters import LanesTaken, NotDead, Selection, drop, list_dead, requeue, show_dead
+from outbox import deadletters
+from outbox.deadletters import (
+    LanesTaken,
+    NotDead,
+    Selection,
+    drop,
+    drop_in_batches,
+    list_dead,
+    requeue,
+    requeue_in_batches,
+    show_dead,
+)
+from outbox.replay import replay
 from tests.engines.deadline import eventually
 from tests.engines.letters import KEPT, bury, everything, hold, put
 from tests.engines.pumps import count, is_empty, pumping
@@ -316,8 +328,8 @@ async def test_dropping_the_dead_letter_lets_its_key_go_on(database: str, connec
     await put(connection, *"012")
     await bury(connection, "0")
     await hold(connection, "key:k", *followers, head="0", due=None)
-    (dropped,) = await drop(connection, Selection(key="k"))
-    assert dropped.payload is None
+    await connection.execute("UPDATE outbox.holds SET low = head")  # the floor of what has left
+    assert len(await drop(connection, Selection(key="k"))) == 1
     assert await count(connection, "dead") == 0
     assert await count(connection, "holds") == bool(followers), "a hold with nobody in it is over"
     assert await pumped(database, connection) == ["1", "2"]
@@ -338,6 +350,128 @@ async def test_dropping_leaves_a_failing_head_alone(connection: Connection) -> N
     before = await rows(connection, "SELECT * FROM outbox.holds")
     await drop(connection, ALL, everything=True)
     assert await rows(connection, "SELECT * FROM outbox.holds") == before
+
+
+# --- a great many of them
+
+
+async def test_in_batches_no_transaction_owns_more_than_a_lane_and_every_key_is_whole(database: str, connection: Connection) -> None:
+    """All the letters of a key go back at once, whatever the size of a batch: newer rows of it cannot come between."""
+    for key in ("a", "b", "c"):
+        await put(connection, *(f"{key}{n}" for n in range(5)), key=key)
+    await put(connection, *map(str, range(4)), key=None)
+    ((lanes,),) = await rows(connection, "SELECT count(DISTINCT lane) FROM outbox.messages")
+    await bury(connection, *(f"{key}{n}" for key in "abc" for n in range(5)), *map(str, range(4)))
+    before = await everything(connection)
+    batches = [done async for done in requeue_in_batches(connection, ALL, everything=True, size=2, dry_run=True)]
+    assert await everything(connection) == before
+    keys: list[str | None] = []
+    seen: list[int] = []
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as own:
+        batches = []
+        async for done in requeue_in_batches(own, ALL, everything=True, size=2):
+            assert len({letter.lane for letter in done.letters}) == 1
+            batches.append(done)
+            keys += {letter.key for letter in done.letters if letter.key is not None}
+            seen.append(await count(connection, "dead"))
+    assert len(batches) >= lanes
+    assert sorted(key for key in keys if key) == ["a", "b", "c"], "a key is in one batch"
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == 0
+    assert seen[0] > 0, "each batch has committed by itself"
+    payloads = await pumped(database, connection)
+    for key in "abc":
+        assert [payload for payload in payloads if payload.startswith(key)] == [f"{key}{n}" for n in range(5)]
+
+
+async def test_in_batches_a_claim_that_does_not_end_stops_its_own_lane_only(database: str, connection: Connection) -> None:
+    """What was done before is done, and the error says so."""
+    for number in range(20):
+        await put(connection, str(number), key=str(number))
+    await bury(connection, *map(str, range(20)))
+    ((last,),) = await rows(connection, "SELECT max(lane) FROM outbox.dead")
+    ((others,),) = await rows(connection, "SELECT count(*) FROM outbox.dead WHERE lane < %s", last)
+    async with await psycopg.AsyncConnection.connect(database) as pump:
+        await pump.execute("SELECT lane FROM outbox.lanes WHERE lane = %s FOR UPDATE", (last,))
+        done = 0
+        with pytest.raises(LanesTaken):
+            async for letters in drop_in_batches(connection, ALL, everything=True, lock_timeout=0.05):
+                done += len(letters)
+    assert done == others
+    assert await count(connection, "dead") == 20 - others
+
+
+@pytest.mark.parametrize("act", [requeue_in_batches, drop_in_batches])
+async def test_in_batches_by_id_it_is_all_or_nothing(connection: Connection, act: Any) -> None:
+    ids = await put(connection, *"012")
+    await bury(connection, *"01")
+    before = await everything(connection)
+    with pytest.raises(NotDead):
+        _ = [done async for done in act(connection, Selection(ids=ids), size=1)]
+    assert await everything(connection) == before
+    assert len([done async for done in act(connection, Selection(ids=ids[:2]), size=1)]) == 1
+    assert await count(connection, "dead") == 0
+
+
+@pytest.mark.parametrize("act", [requeue_in_batches, drop_in_batches])
+async def test_in_batches_a_transaction_that_is_open_is_refused(database: str, act: Any) -> None:
+    """It would own lane after lane, and let go of none."""
+    async with await psycopg.AsyncConnection.connect(database) as own:
+        await own.execute("SELECT")
+        with pytest.raises(ConfigurationError, match="connection: has a transaction open"):
+            _ = [done async for done in act(own, ALL, everything=True)]
+
+
+# --- what a letter was, it is again
+
+
+async def test_a_letter_that_kept_no_order_holds_back_no_key(database: str, connection: Connection) -> None:
+    """Of a route with order = "none": its key has no hold, nor does it join the one that its key has."""
+    await put(connection, *"012")
+    await bury(connection, "0")
+    await connection.execute("UPDATE outbox.dead SET ordered = false")
+    await hold(connection, "key:k", "1", head="1", attempts=3)
+    before = await rows(connection, "SELECT * FROM outbox.holds")
+    await requeue(connection, Selection(key="k"))
+    assert await rows(connection, "SELECT * FROM outbox.holds") == before
+    assert await rows(connection, "SELECT payload, key, due_at <= clock_timestamp() FROM outbox.deferred") == [(b"0", "k", True)]
+    assert await rows(connection, "SELECT payload FROM outbox.held") == [(b"1",)]
+    assert await rows(connection, "SELECT payload FROM outbox.messages") == [(b"2",)]
+
+
+async def test_the_hold_of_its_key_is_preferred_to_the_queue_of_a_destination(connection: Connection) -> None:
+    """As the pump prefers it."""
+    await put(connection, *"01")
+    await bury(connection, "0")
+    ((lane,),) = await rows(connection, "SELECT lane FROM outbox.dead")
+    await hold(connection, f"sink:events/{lane}", "1", destination="events")
+    await hold(connection, "key:k", head="0", due=None)
+    await requeue(connection, Selection(key="k"))
+    assert await rows(connection, "SELECT hold FROM outbox.held WHERE payload = '0'") == [("key:k",)]
+
+
+async def test_an_earlier_one_that_is_scheduled_stays_so(connection: Connection) -> None:
+    """A scheduled message is not of its key's order, and is not sent before its time."""
+    await put(connection, *"012")
+    await bury(connection, "2")
+    await connection.execute("UPDATE outbox.messages SET deliver_at = clock_timestamp() + interval '1 hour' WHERE payload = '0'")
+    await connection.execute("UPDATE outbox.messages SET deliver_at = clock_timestamp() - interval '1 hour' WHERE payload = '1'")
+    await requeue(connection, Selection(key="k"))
+    assert await rows(connection, "SELECT payload FROM outbox.held ORDER BY position") == [(b"1",), (b"2",)]
+    assert await rows(connection, "SELECT payload FROM outbox.messages") == [(b"0",)]
+
+
+async def test_a_dry_run_tells_of_the_keys_that_would_wait_on(connection: Connection) -> None:
+    first, *_ = await put(connection, *"0123")
+    await bury(connection, "0", "2")
+    await hold(connection, "key:k", "3", head="2", due=None)
+    ((position,),) = await rows(connection, "SELECT position FROM outbox.dead WHERE payload = '2'")
+    assert (await requeue(connection, Selection(ids=[first]), dry_run=True)).waiting == {"k": position}
+    assert (await requeue(connection, Selection(key="k"), dry_run=True)).waiting == {}
+
+
+async def test_programs_find_the_replay_here_too() -> None:
+    assert deadletters.replay is replay
 
 
 # --- with a pump at work
@@ -380,7 +514,9 @@ async def test_beside_two_pumps_nothing_is_lost_nothing_twice_and_every_key_in_o
         return done
 
     async def nothing_is_left() -> bool:
-        return await is_empty(connection) and await count(connection, "dead") == 0
+        """At one moment: a letter is somewhere else at the next."""
+        tables = " UNION ALL ".join(f"SELECT FROM outbox.{table}" for table in ("messages", "deferred", "held", "holds", "dead"))
+        return await rows(connection, f"SELECT count(*) FROM ({tables}) AS everything") == [(0,)]
 
     sink, stop = RecordingSink(judge), asyncio.Event()
     async with pumping(database, sink, batch=7, claims=2), pumping(database, sink, batch=7, claims=2):

@@ -15,7 +15,6 @@ from psycopg import sql as compose
 from psycopg_pool import AsyncConnectionPool
 
 from bridges.backoff import Backoff
-from bridges.errors import ConfigurationError
 from bridges.inprocess import Broker, InProcessSink, InProcessSource
 from bridges.message import Message, uuid7
 from bridges.ports import Published
@@ -53,8 +52,8 @@ async def set_aside(connection: psycopg.AsyncConnection) -> dict[UUID, tuple[int
     return {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
 
 
-def sink(pool: AsyncConnectionPool, handler: Handler = apply, *, keep: timedelta | None = KEEP) -> HandlerSink:
-    return HandlerSink(pool, handler, consumer="c", retry=RETRY, keep=keep)
+def sink(pool: AsyncConnectionPool, handler: Handler = apply) -> HandlerSink:
+    return HandlerSink(pool, handler, consumer="c", retry=RETRY)
 
 
 def made_at(moment: datetime) -> Message:
@@ -181,14 +180,14 @@ async def test_a_duplicate_within_the_retention_has_one_effect(pool: AsyncConnec
 
 
 async def test_a_message_older_than_ids_are_kept_is_set_aside(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    await keep_processed(connection, keep=KEEP)
     late, young = await old(connection, KEEP + DAY), await old(connection, DAY)
     handlers = sink(pool)
     assert await handlers.publish([late, young, late]) == [Published(), Published(), DUPLICATE]
     assert await effects(connection) == [young.id], "the others of its batch are handled"
     ((message_id, (attempts, error)),) = (await set_aside(connection)).items()
     assert (message_id, attempts) == (late.id, 0)
-    assert error.startswith("31 days, 0:00:0")
-    assert "processed ids are kept for 30 days" in error
+    assert "since when processed ids are kept" in error
     assert await handlers.publish([late]) == [DUPLICATE]
 
 
@@ -205,6 +204,7 @@ async def test_an_old_message_whose_id_is_still_there_is_a_duplicate(
 async def test_an_id_of_another_kind_is_judged_by_when_its_message_was_put(
     pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
 ) -> None:
+    await keep_processed(connection, keep=KEEP)
     put = datetime.now(UTC)
     late = Message(uuid4(), "t", b"", created_at=put - KEEP - DAY)
     young, unknown = late._replace(id=uuid4(), created_at=put), late._replace(id=uuid4(), created_at=None)
@@ -215,7 +215,7 @@ async def test_an_id_of_another_kind_is_judged_by_when_its_message_was_put(
 
 async def test_without_a_retention_no_message_is_too_old(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
     ancient = await old(connection, 9999 * DAY)
-    assert await sink(pool, keep=None).publish([ancient]) == [Published()]
+    assert await sink(pool).publish([ancient]) == [Published()]
     assert await effects(connection) == [ancient.id]
 
 
@@ -223,7 +223,7 @@ async def test_a_duplicate_of_a_dropped_day_is_set_aside(pool: AsyncConnectionPo
     begin = await today(connection)
     await make(connection, PROCESSED, [begin - 40 * DAY], schema="dedupe")
     message = made_at(datetime(*(begin - 40 * DAY).timetuple()[:3], 12, tzinfo=UTC))
-    assert await sink(pool, keep=None).publish([message]) == [Published()]
+    assert await sink(pool).publish([message]) == [Published()]
     assert await rows(connection, "dedupe.processed") == {PROCESSED.name(begin - 40 * DAY): 1}
     assert (await keep_processed(connection, keep=KEEP)).dropped
     assert await sink(pool).publish([message]) == [Published()]
@@ -232,24 +232,28 @@ async def test_a_duplicate_of_a_dropped_day_is_set_aside(pool: AsyncConnectionPo
 
 
 async def test_a_failing_neighbour_does_not_undo_what_was_set_aside(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    await keep_processed(connection, keep=KEEP)
     bad, late = await old(connection, DAY), await old(connection, KEEP + DAY)
 
     async def broken(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
         msg = "no"
         raise ValueError(msg)
 
-    assert await HandlerSink(pool, broken, consumer="c", retry=RETRY, keep=KEEP, concurrency=1).publish([late, bad]) == [Published()] * 2
+    assert await HandlerSink(pool, broken, consumer="c", retry=RETRY, concurrency=1).publish([late, bad]) == [Published()] * 2
     letters = await set_aside(connection)
     assert letters[bad.id] == (3, "ValueError: no")
     assert letters[late.id][0] == 0
 
 
-async def test_a_consumer_is_run_with_a_retention(pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection) -> None:
+async def test_a_consumer_sets_aside_what_is_older_than_ids_are_kept(
+    pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection
+) -> None:
     consumer = Consumer("c")
     consumer.handler(">")(apply)
     broker = Broker()
     source = InProcessSource(broker, ">", group="c")
-    running = asyncio.create_task(consumer.run(source, dsn=database, keep=KEEP))
+    running = asyncio.create_task(consumer.run(source, dsn=database))
+    await keep_processed(connection, keep=KEEP)
     late, young = await old(connection, KEEP + DAY), await old(connection, DAY)
     assert await InProcessSink(broker).publish([late, young]) == [Published()] * 2
     consumer.stop()
@@ -258,9 +262,24 @@ async def test_a_consumer_is_run_with_a_retention(pool: AsyncConnectionPool, dat
     assert await effects(connection) == [young.id]
 
 
-def test_a_retention_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="keep: 0:00:00 is not above zero"):
-        HandlerSink(None, apply, consumer="c", keep=timedelta(0))  # type: ignore[arg-type]
+async def test_a_consumer_that_knows_of_no_retention_is_told_by_the_database(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    """A daemon drops after 30 days; a program beside it, and a daemon that keeps for ever, have configured nothing of the kind."""
+    begin = await today(connection)
+    await make(connection, PROCESSED, [begin - 40 * DAY], schema="dedupe")
+    message = made_at(datetime(*(begin - 40 * DAY).timetuple()[:3], 12, tzinfo=UTC))
+    random = Message(uuid4(), "t", b"", created_at=await database_now(connection) - 40 * DAY)
+    handlers = HandlerSink(pool, apply, consumer="c", retry=RETRY)
+    assert await handlers.publish([message, random]) == [Published()] * 2
+    await connection.execute("UPDATE dedupe.processed SET processed_at = processed_at - interval '40 days'")
+    tidied = await keep_processed(connection, keep=KEEP)
+    assert (len(tidied.dropped), tidied.swept) == (1, 1)
+    await keep_processed(connection, keep=60 * DAY)
+    await keep_processed(connection, keep=None)
+    assert await handlers.publish([message, random]) == [Published()] * 2
+    assert await effects(connection) == [message.id, random.id]
+    assert set(await set_aside(connection)) == {message.id, random.id}
 
 
 # --- races --------------------------------------------------------------------------------------------------------------------------
@@ -273,27 +292,34 @@ async def waiting_for_a_lock(connection: psycopg.AsyncConnection) -> bool:
     return await cursor.fetchone() == (True,)
 
 
+@pytest.mark.parametrize("isolation", psycopg.IsolationLevel)
+@pytest.mark.parametrize("partitioned", [True, False], ids=["dropped", "swept"])
 async def test_a_duplicate_that_waits_for_the_drop_is_judged_after_it(
-    pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection
+    database: str, connection: psycopg.AsyncConnection, partitioned: bool, isolation: psycopg.IsolationLevel
 ) -> None:
-    """It was young enough when it arrived, and its day is gone when it has its lock: the clock that counts is read after that."""
+    """It was young enough when its transaction began, and its id is gone when that can go on. Whatever the transaction sees of the rest."""
+    await connection.execute("CREATE TABLE effects (place bigint GENERATED ALWAYS AS IDENTITY, id uuid)")
     begin = await today(connection)
-    await make(connection, PROCESSED, [begin - 2 * DAY], schema="dedupe")
-    message = made_at(datetime(*(begin - 2 * DAY).timetuple()[:3], 23, 59, 59, tzinfo=UTC))
-    assert await sink(pool, keep=None).publish([message]) == [Published()]
-    age = await database_now(connection) - datetime.fromtimestamp((message.id.int >> 80) / 1000, UTC)
-    keep = age + timedelta(seconds=1)
-    async with await psycopg.AsyncConnection.connect(database) as dropper:
-        await dropper.execute(f"DROP TABLE dedupe.{PROCESSED.name(begin - 2 * DAY)}".encode())
-        publishing = asyncio.create_task(sink(pool, keep=keep).publish([message]))
-        await eventually(lambda: waiting_for_a_lock(connection))
+    if partitioned:
+        await make(connection, PROCESSED, [begin - 40 * DAY], schema="dedupe")
+    message = made_at(datetime(*(begin - 40 * DAY).timetuple()[:3], 12, tzinfo=UTC))
 
-        async def over() -> bool:
-            return await database_now(connection) - datetime.fromtimestamp((message.id.int >> 80) / 1000, UTC) > keep
+    async def configure(given: psycopg.AsyncConnection[Any]) -> None:
+        await given.set_isolation_level(isolation)
 
-        await eventually(over)
-        await dropper.commit()
-    assert await publishing == [Published()]
+    async with (
+        AsyncConnectionPool(database, min_size=1, max_size=2, open=False, configure=configure) as pool,
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as dropper,
+    ):
+        assert await sink(pool).publish([message]) == [Published()]
+        await connection.execute("UPDATE dedupe.processed SET processed_at = processed_at - interval '40 days'")
+        async with dropper.transaction():
+            tidied = await keep_processed(dropper, keep=KEEP)
+            assert (len(tidied.dropped), tidied.swept) == ((1, 0) if partitioned else (0, 1))
+            publishing = asyncio.create_task(sink(pool).publish([message]))
+            await eventually(lambda: waiting_for_a_lock(connection))
+        outcomes = await publishing
+    assert outcomes == [Published()]
     assert await effects(connection) == [message.id]
     assert set(await set_aside(connection)) == {message.id}
 
@@ -330,14 +356,14 @@ async def test_drops_and_duplicates_at_the_same_time(
     messages = [made_at(midnight - timedelta(milliseconds=1 + n)) for n in range(0, 800, 10)]
     if partitioned:
         await make(connection, PROCESSED, [begin - 2 * DAY], schema="dedupe")
-    assert await sink(pool, keep=None).publish(messages) == [Published()] * len(messages)
+    assert await sink(pool).publish(messages) == [Published()] * len(messages)
     for message in messages:  # in the default partition they go by both
         await connection.execute("UPDATE dedupe.processed SET processed_at = %s WHERE message_id = %s", (midnight - DAY, message.id))
     keep = await database_now(connection) - midnight + timedelta(seconds=0.5)
     gone = False
 
     async def consume(shift: int) -> None:
-        handlers = sink(pool, keep=keep)
+        handlers = sink(pool)
         while not gone:
             for start in range(shift, len(messages), 20):
                 outcomes = await handlers.publish(messages[start : start + 20])
@@ -355,7 +381,7 @@ async def test_drops_and_duplicates_at_the_same_time(
             group.create_task(consume(shift))
         await eventually(all_gone)
         gone = True
-    await sink(pool, keep=keep).publish(messages)
+    await sink(pool).publish(messages)
     assert sorted(await effects(connection)) == sorted(message.id for message in messages)
     assert set(await set_aside(connection)) == {message.id for message in messages}
 

@@ -21,6 +21,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from dedupe.retention import keep_processed
 from migrations.runner import migrate
 from outbox import doctor
 from outbox.daemon.config import load
@@ -49,6 +50,7 @@ CREATE TABLE IF NOT EXISTS message AS
 """
 COLUMNS = "id, created_at, priority, lane, topic, key, content_type, headers, payload"
 HELD = f"INSERT INTO outbox.held (position, hold, {COLUMNS})"
+DEAD = f"INSERT INTO outbox.dead (position, {COLUMNS}, reason, attempts)"
 
 
 async def found(search: AsyncIterator[Finding]) -> list[Finding]:
@@ -63,6 +65,12 @@ async def the_one(search: AsyncIterator[Finding]) -> Finding:
 async def about(what: str, search: AsyncIterator[Finding]) -> list[Finding]:
     """Return what was found of one thing: with a threshold of nothing, a passing worker of the server's own may be found as well."""
     return [finding async for finding in search if finding.what == what]
+
+
+async def about_sinks(folder: Path, database: str, text: str) -> list[Finding]:
+    """Return what a configuration's doctor finds at its brokers."""
+    findings = await found(diagnose(load(configured(folder, database, text))))
+    return [finding for finding in findings if finding.what.startswith("sink ")]
 
 
 def as_a_shell_reads(word: str) -> str:
@@ -144,31 +152,64 @@ async def test_positions_below_every_floor(connection: psycopg.AsyncConnection) 
 
 async def test_a_key_that_waits_for_an_operator(connection: psycopg.AsyncConnection) -> None:
     await connection.execute(MESSAGE)
-    await connection.execute("INSERT INTO outbox.holds (hold, lane, attempts, error) VALUES ('key:the key', 5, 0, 'too_large: 2 MiB')")
-    await connection.execute(f"{HELD} SELECT 1, 'key:the key', message.* FROM message")
+    await connection.execute(f"{DEAD} SELECT 1, message.*, 'too_large', 1 FROM message")
+    await connection.execute(f"{DEAD} SELECT 3, message.*, 'too_large', 1 FROM message")
+    await connection.execute(
+        "INSERT INTO outbox.holds (hold, head, lane, attempts, error) VALUES ('key:the key', 3, 5, 0, 'too_large: 2 MiB')"
+    )
+    await connection.execute(f"{HELD} SELECT 4, 'key:the key', message.* FROM message")
+    await connection.execute("UPDATE outbox.dead SET id = gen_random_uuid()")
     finding = await the_one(doctor.find_keys_for_operator(connection))
     assert finding.what == "key 'the key'"
     assert "too_large: 2 MiB" in finding.problem
     assert finding.problem.endswith("with 1 message")
-    assert "`outboxd dead requeue --key 'the key'`" in finding.advice
-    assert "`outboxd dead drop --key 'the key'`" in finding.advice
+    cursor = await connection.execute("SELECT id FROM outbox.dead WHERE position = 3")
+    ((message_id,),) = await cursor.fetchall()
+    assert f"`outboxd dead requeue --id {message_id}`" in finding.advice
+    assert f"`outboxd dead drop --id {message_id}`" in finding.advice, "and no other dead letter of the key"
 
 
-async def test_what_to_type_about_a_key_with_anything_in_it(connection: psycopg.AsyncConnection) -> None:
+async def test_a_key_that_waits_for_a_dead_letter_that_is_gone(connection: psycopg.AsyncConnection, database: str) -> None:
+    """Somebody has deleted it by hand: there is nothing left to requeue or to drop."""
+    await connection.execute(MESSAGE)
+    await connection.execute("INSERT INTO outbox.holds (hold, head, lane, attempts) SELECT 'key:k', 3, lane, 0 FROM message")
+    await connection.execute("INSERT INTO outbox.holds (hold, head, lane, attempts) VALUES ('key:l', 4, 5, 0), ('key:m', 5, 5, 0)")
+    await connection.execute(f"{HELD} SELECT 8, 'key:k', message.* FROM message")
+    await connection.execute(f"{DEAD} SELECT 5, message.*, 'too_large', 1 FROM message")
+    assert [finding.what for finding in await found(doctor.find_keys_for_operator(connection))] == ["key m"]
+    (finding,) = await about("keys", doctor.find_lost_rows(connection))
+    assert finding.problem == "2 keys wait for a dead letter that is gone, with 1 message: k, l"
+    await follow(connection, finding)
+    assert await found(doctor.find_lost_rows(connection)) == []
+    assert [finding.what for finding in await found(doctor.find_keys_for_operator(connection))] == ["key m"]
+    sink = RecordingSink()
+
+    async def sent() -> bool:
+        return len(sink.published) == 1
+
+    async with pumping(database, sink):
+        await eventually(sent)
+
+
+async def test_how_a_key_with_anything_in_it_is_named(connection: psycopg.AsyncConnection) -> None:
     """In one line, that a shell reads as the key, and that moves no terminal's cursor."""
     key = "it's\n \x1b[31m $HOME \\n"
-    await connection.execute("INSERT INTO outbox.holds (hold, lane, attempts) VALUES ('key:' || %s::text, 5, 0)", (key,))
+    await connection.execute(MESSAGE)
+    await connection.execute(f"{DEAD} SELECT 1, message.*, 'too_large', 1 FROM message")
+    await connection.execute("INSERT INTO outbox.holds (hold, head, lane, attempts) VALUES ('key:' || %s::text, 1, 5, 0)", (key,))
     finding = await the_one(doctor.find_keys_for_operator(connection))
     assert finding.what.isprintable()
     typed = finding.what.removeprefix("key ")
-    assert f"outboxd dead drop --key {typed}`" in finding.advice
     assert as_a_shell_reads(typed) == key
 
 
 async def test_of_many_such_keys_the_longest_queues_are_named(connection: psycopg.AsyncConnection) -> None:
     await connection.execute(MESSAGE)
-    await connection.execute("INSERT INTO outbox.holds (hold, lane, attempts) SELECT 'key:' || k, 5, 0 FROM generate_series(1, 25) AS k")
-    await connection.execute(f"{HELD} SELECT 1, 'key:25', message.* FROM message")
+    await connection.execute(f"{DEAD} SELECT k, message.*, 'too_large', 1 FROM message, generate_series(1, 25) AS k")
+    await connection.execute(
+        "INSERT INTO outbox.holds (hold, head, lane, attempts) SELECT 'key:' || k, k, 5, 0 FROM generate_series(1, 25) AS k"
+    )
+    await connection.execute(f"{HELD} SELECT 26, 'key:25', message.* FROM message")
     keys = await found(doctor.find_keys_for_operator(connection))
     assert len(keys) == 11
     assert keys[0].what == "key 25"
@@ -224,6 +265,7 @@ async def test_a_role_that_cannot_see_how_old_a_claim_is_is_told_so(connection: 
         async with await psycopg.AsyncConnection.connect(make_conninfo(database, user=name), autocommit=True) as reader:
             finding = await the_one(doctor.find_late_claims(reader, claim_timeout=60))
             assert finding.what == "rights"
+            assert finding.is_note
             await connection.execute(finding.advice.partition(";")[0].encode())
             assert await found(doctor.find_late_claims(reader, claim_timeout=60)) == []
     finally:
@@ -327,6 +369,7 @@ async def test_a_replication_slot_that_nobody_reads(server: str) -> None:
         ("ALTER TABLE outbox.messages SET (autovacuum_enabled = false)", "autovacuum_enabled is off"),
         ("ALTER TABLE outbox.held SET (toast.autovacuum_enabled = off)", "toast.autovacuum_enabled is off"),
         ("ALTER TABLE outbox.archive_default SET (autovacuum_enabled = 0)", "autovacuum_enabled is off"),
+        ("ALTER TABLE outbox.held SET (autovacuum_enabled = fals)", "autovacuum_enabled is off"),
         ("ALTER TABLE outbox.messages RESET (autovacuum_vacuum_threshold)", "autovacuum_vacuum_threshold is not set"),
         ("ALTER TABLE outbox.messages SET (vacuum_truncate = on)", "vacuum_truncate is on"),
         ("ALTER TABLE outbox.messages SET (autovacuum_vacuum_scale_factor = 0.2)", "autovacuum_vacuum_scale_factor is 0.2"),
@@ -342,7 +385,8 @@ async def test_a_table_that_is_not_vacuumed_as_it_must_be(connection: psycopg.As
 
 async def test_the_same_storage_in_other_words_is_no_finding(connection: psycopg.AsyncConnection) -> None:
     await connection.execute("ALTER TABLE outbox.messages SET (vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0.0)")
-    await connection.execute("ALTER TABLE outbox.held SET (autovacuum_enabled = yes)")
+    await connection.execute("ALTER TABLE outbox.held SET (autovacuum_enabled = ye)")
+    await connection.execute("ALTER TABLE outbox.dead SET (toast.autovacuum_enabled = tru, fillfactor = 90)")
     assert await found(doctor.find_vacuum_trouble(connection)) == []
 
 
@@ -484,11 +528,15 @@ async def test_a_stream_that_delivers_again_for_longer_than_ids_are_kept(databas
 
         async def problems(stream: Stream, keep: str, *, consumer: bool = True) -> list[str]:
             text = f'{jetstream(stream, consumer=consumer)}[dedupe]\nkeep = "{keep}"\n'
-            return [finding.problem for finding in await found(diagnose(load(configured(tmp_path, database, text))))]
+            return [finding.problem for finding in await about_sinks(tmp_path, database, text)]
 
         assert await problems(for_ever, "30 days") == [
             f"stream '{for_ever.name}' can deliver a message again for ever, and its id is forgotten after 30 days, 0:00:00"
         ]
+        text = f'{jetstream(for_ever, consumer=True)}[dedupe]\nkeep = "30 days"\n'
+        ((_, _, advice, *_),) = await about_sinks(tmp_path, database, text)
+        assert advice.startswith('set keep = "forever" in [dedupe]; ')
+        assert advice.endswith("which deletes what is older from the stream, read or not")
         assert await problems(two_days, "1 day") == [
             f"stream '{two_days.name}' can deliver a message again for 2 days, 0:00:00, and its id is forgotten after 1 day, 0:00:00"
         ]
@@ -530,9 +578,14 @@ async def test_a_topic_that_delivers_again_for_longer_than_ids_are_kept(
 ) -> None:
     topic = await topic_with(kafka_servers, f"test-{secrets.token_hex(6)}", {"min.insync.replicas": "2", **settings})
     text = f'{kafka(kafka_servers, topic, consumer=True)}[dedupe]\nkeep = "{keep}"\n'
-    findings = await found(diagnose(load(configured(tmp_path, database, text))))
+    findings = await about_sinks(tmp_path, database, text)
     expected = [] if again_for is None else [f"topic '{topic}' can deliver a message again for {again_for}, and its id is forgotten after"]
     assert [finding.problem.partition(" after")[0] + " after" for finding in findings] == expected
+    for finding in findings:
+        assert finding.advice.startswith(
+            "raise keep in [dedupe] above that; " if again_for != "ever" else 'set keep = "forever" in [dedupe]'
+        )
+        assert ("deletes what is older from the topic" in finding.advice) == ("compact" not in settings.values())
 
 
 async def test_what_cannot_be_reached_is_a_finding_each(tmp_path: Path) -> None:
@@ -562,6 +615,7 @@ async def test_a_healthy_installation(
 ) -> None:
     topic = await topic_with(kafka_servers, f"test-{secrets.token_hex(6)}", {"min.insync.replicas": "2"})
     await connection.execute("SELECT outbox.put('orders.paid', '{}', key => 'k'), outbox.put('logs.written', '{}')")
+    await keep_processed(connection, keep=None)  # as a daemon does before it consumes
     async with made(nats_url, max_age=7 * 86400.0) as stream:
         text = f"""
 {jetstream(stream, consumer=True)}
@@ -597,6 +651,24 @@ async def test_findings_are_lines_and_exit_code_1(connection: psycopg.AsyncConne
     code, said = outboxd_doctor(file, "--json")
     assert code == 1
     assert [(finding["what"], bool(finding["advice"])) for finding in json.loads(said)["findings"]] == [("lanes", True), ("routes", True)]
+
+
+async def test_notes_are_no_problems(connection: psycopg.AsyncConnection, database: str, tmp_path: Path) -> None:
+    """What a role may not see may well be in order, and somebody is connected nearly always."""
+    role = sql.Identifier(name := f"reader_{secrets.token_hex(4)}")
+    await connection.execute(sql.SQL("CREATE ROLE {} LOGIN; GRANT USAGE ON SCHEMA outbox TO {}").format(role, role))
+    await connection.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO {}").format(role))
+    try:
+        file = configured(tmp_path, make_conninfo(database, user=name), IN_PROCESS)
+        code, said = outboxd_doctor(file)
+        first, _, last = said.splitlines()
+        assert (code, last) == (0, "all is well")
+        assert first.startswith(f"note     rights: the role {name} may not see")
+        code, said = outboxd_doctor(file, "--json")
+        assert code == 0
+        assert [(finding["what"], finding["is_note"]) for finding in json.loads(said)["findings"]] == [("rights", True)]
+    finally:
+        await connection.execute(sql.SQL("DROP OWNED BY {}; DROP ROLE {}").format(role, role))
 
 
 async def test_a_schema_that_does_not_fit_is_one_finding(empty_database: str, tmp_path: Path) -> None:

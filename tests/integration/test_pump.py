@@ -204,6 +204,18 @@ async def test_a_scheduled_message_waits_for_its_time_and_does_not_hold_its_key(
     assert sink.payloads() == [b"now", b"later"]
 
 
+async def test_a_message_for_a_time_that_has_passed_is_for_now(database: str, connection: psycopg.AsyncConnection) -> None:
+    """It keeps its place: it was never scheduled."""
+    past = datetime.now(UTC) - timedelta(days=400)
+    await put(database, Draft("t", b"0", key="k", deliver_at=past), Draft("t", b"1", key="k"), Draft("t", b"2", deliver_at=past))
+    await connection.execute("SELECT outbox.put('t', '3', key => 'k', deliver_at => clock_timestamp() - interval '1 second')")
+    sink = RecordingSink()
+    async with pumping(database, sink):
+        await eventually(lambda: is_empty(connection))
+    assert sink.payloads() == [b"0", b"1", b"2", b"3"]
+    assert await count(connection, "dead") == 0
+
+
 async def test_an_expired_message_is_dead_and_never_sent(database: str, connection: psycopg.AsyncConnection) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     await put(database, Draft("t", b"late", expires_at=past), Draft("t", b"in time", expires_at=past + timedelta(hours=1)))

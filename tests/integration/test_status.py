@@ -14,6 +14,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from outbox.deadletters import Selection, requeue
+from outbox.janitor import measure_backlog
 from outbox.status import Archive, DeadLetters, Deferred, LaneOwner, Status, read_status
 
 if TYPE_CHECKING:
@@ -101,6 +103,37 @@ async def test_everything_is_counted_where_it_is(connection: psycopg.AsyncConnec
     assert isinstance(status.dead[0], DeadLetters)
 
 
+@pytest.mark.parametrize(
+    ("change", "seconds"),
+    [
+        ("UPDATE outbox.holds SET due_at = NULL WHERE destination IS NULL", 1800),
+        ("UPDATE outbox.held SET deliver_at = clock_timestamp() - interval '40 minutes' WHERE hold LIKE 'key:%'", 2400),
+        ("UPDATE outbox.held SET requeued_at = clock_timestamp() - interval '50 minutes' WHERE hold LIKE 'key:%'", 3000),
+    ],
+    ids=["until an operator decides nothing can go", "scheduled ones wait since their time", "requeued ones wait since then"],
+)
+async def test_the_oldest_that_could_have_gone_is_the_same_for_status_and_metrics(
+    connection: psycopg.AsyncConnection, change: str, seconds: float
+) -> None:
+    await connection.execute(FILLED)
+    await connection.execute("UPDATE outbox.held SET created_at = clock_timestamp() - interval '30 minutes' WHERE hold NOT LIKE 'key:%'")
+    await connection.execute("UPDATE outbox.held SET created_at = clock_timestamp() - interval '10 days' WHERE hold LIKE 'key:%'")
+    await connection.execute(change.encode())
+    status, backlog = await read_status(connection), await measure_backlog(connection)
+    assert status.oldest_seconds == pytest.approx(seconds, abs=30)
+    assert backlog.oldest_seconds == pytest.approx(seconds, abs=30)
+    by_kind = {of.kind: of.oldest_seconds for of in status.holds if of.messages}
+    assert by_kind["operator" if "NULL" in change else "key"] == pytest.approx(864000 if "NULL" in change else seconds, abs=30)
+
+
+async def test_a_letter_that_was_put_back_is_as_old_as_that(connection: psycopg.AsyncConnection) -> None:
+    await connection.execute(FILLED)
+    await connection.execute("DELETE FROM outbox.held; DELETE FROM outbox.deferred; DELETE FROM outbox.holds")
+    await requeue(connection, Selection(), everything=True)
+    assert (await read_status(connection)).oldest_seconds < 60
+    assert (await measure_backlog(connection)).oldest_seconds < 60
+
+
 async def test_lanes_and_who_holds_them(connection: psycopg.AsyncConnection, owner: psycopg.AsyncConnection) -> None:
     """From the first lock to the end of the transaction, and not a moment longer, though the row still names its last locker."""
     await owner.execute("SELECT lane FROM outbox.lanes ORDER BY lane LIMIT 3 FOR UPDATE SKIP LOCKED")
@@ -155,7 +188,7 @@ async def test_it_says_so_in_lines(reader: str, owner: psycopg.AsyncConnection, 
         "operator 0 in 1 queue: until an operator requeues or drops a dead letter",
         "dead 3",
         "lanes 64 3 of them owned",
-        "events 3 jetstream, away",
+        "events 3 jetstream, has a queue",
         "local 0 inprocess, no queue of its own",
     ):
         assert expected in lines, out

@@ -12,7 +12,8 @@ import psycopg
 import pytest
 
 from dedupe.retention import PROCESSED
-from outbox.daemon import cli
+from migrations.partitions import Patience
+from outbox.daemon import cli, tidy
 from outbox.janitor import ARCHIVE
 from tests.engines.partitions import make, partitions, today
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Run: TypeAlias = "Callable[..., tuple[int, str, str]]"
 
 DAY = timedelta(days=1)
+tidy_patience = tidy._BY_HAND
 CONFIGURATION = """
 [sinks.local]
 kind = "inprocess"
@@ -120,6 +122,18 @@ def test_without_a_configuration_no_processed_id_is_dropped(outboxd: Run, databa
     assert f"outbox.archive: dropped {ARCHIVE.name(begin - 40 * DAY)}\n" in said
     assert PROCESSED.name(begin - 40 * DAY) in days_of(database, "dedupe.processed")
     assert PROCESSED.name(begin + 10 * DAY) in days_of(database, "dedupe.processed")
+
+
+def test_what_is_left_is_exit_code_1(outboxd: Run, database: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has to come back for it."""
+    begin = prepared(database)
+    monkeypatch.setattr(tidy, "_BY_HAND", Patience(lock=0.01))
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT count(*) FROM dedupe.processed")
+        code, said, _ = outboxd("tidy", "-c", str(file))
+    assert code == 1
+    assert f"dedupe.processed: left for the next time: {PROCESSED.name(begin - 40 * DAY)}: canceling statement due to lock timeout" in said
+    assert Patience().lock < tidy_patience.lock, "by hand it is waited for longer"
 
 
 def test_a_schema_that_is_not_there_is_said(outboxd: Run, empty_database: str) -> None:
