@@ -11,8 +11,9 @@ buffer is full. A delivery that is given back, or whose reader ends, is delivere
 is durable: `InProcessSink` answers `Published` only when every delivery was acknowledged, so that its source keeps the message till then.
 """
 
-from bridges.inprocess.broker import Broker, Subscription
+from bridges.inprocess.broker import Broker
+from bridges.inprocess.delivery import Delivery
 from bridges.inprocess.endpoints import InProcessSink, InProcessSource
-from bridges.inprocess.mailbox import Delivery
+from bridges.inprocess.subscription import Subscription
 
 __all__ = ["Broker", "Delivery", "InProcessSink", "InProcessSource", "Subscription"]
