@@ -101,16 +101,25 @@ class DurableCursors:
         return cls(await _open(folder, fsync, segment_bytes, skip_corrupt=skip_corrupt))
 
     async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
-        """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored."""
-        await self._table.put(name, pack(f">{len(acked) + 1}Q", acked_below, *acked))
+        """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored.
+
+        What it takes up grows with the gaps between those in ``acked``, not with their number.
+        """
+        runs: list[int] = []
+        for offset in sorted(acked):
+            if runs and runs[-1] == offset:
+                runs[-1] += 1
+            else:
+                runs += offset, offset + 1
+        await self._table.put(name, pack(f">{len(runs) + 1}Q", acked_below, *runs))
 
     def load(self, name: str) -> tuple[int, set[int]] | None:
         """Return what was saved last for the name; None if nothing was."""
         value = self._table.get(name)
         if not value:
             return None
-        acked_below, *acked = unpack(f">{len(value) // 8}Q", value)
-        return acked_below, set(acked)
+        acked_below, *runs = unpack(f">{len(value) // 8}Q", value)
+        return acked_below, {offset for begin, end in zip(runs[::2], runs[1::2], strict=True) for offset in range(begin, end)}
 
     async def forget(self, name: str) -> None:
         """Remove what was saved for the name: the subscription is gone for good."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bridges.errors import CorruptLog
 from bridges.inprocess import disk
-from bridges.inprocess.records import OVERHEAD, Framing, Record, crc32c, size_at
+from bridges.inprocess.records import Framing, Record, crc32c, size_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,9 +32,11 @@ _MAGIC: Final = b"outboxd\x01"
 HEAD_SIZE: Final = _HEAD.size + _CRC.size
 
 _NAME: Final = re.compile(r"(\d{20})-(\d{6,})\.log")
-_STRIDE: Final = 16 * 1024
+_STRIDE: Final = 8 * 1024
 """Bytes from one point of the index to the next: a read looks through half of them to find its place."""
 _CHUNK: Final = 64 * 1024
+_PAGE: Final = 4 * 1024
+_FEW: Final = 8
 
 
 class Head(NamedTuple):
@@ -82,6 +84,7 @@ class Segment:
         self.latest = float("-inf")
         self.framing = Framing(head.salt)
         self._offsets, self._positions, self._latest_before = array("Q"), array("Q"), array("d")
+        self._read_up_to = (head.base, HEAD_SIZE)  # one object, so that threads see the two belong together
         self._file = -1
         self._distrusted: OSError | None = None
 
@@ -149,8 +152,7 @@ class Segment:
     def read(self, offset: int, limit: int, below: int) -> list[Record]:
         """Return up to ``limit`` records with offsets from ``offset`` to ``below``. Raises `CorruptLog`, and `FileNotFoundError`."""
         found: list[Record] = []
-        point = max(bisect_right(self._offsets, offset) - 1, 0)
-        for record in self.records(self._positions[point] if self._positions else self.end):
+        for record in self.records(self._place_of(offset), _CHUNK if limit > _FEW else _PAGE):
             if record.offset >= below:
                 break
             if record.offset >= offset:
@@ -171,24 +173,35 @@ class Segment:
                 return record.offset
         return None
 
-    def records(self, position: int = HEAD_SIZE) -> Iterator[Record]:
+    def records(self, position: int = HEAD_SIZE, chunk: int = _CHUNK) -> Iterator[Record]:
         """Yield the records from a position on, reading a piece of the file at a time. Raises as `read`."""
         end = self.end
-        with self.path.open("rb", buffering=0) as file:
+        file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             data, start = b"", position
             while position < end:
+                size = size_at(data, position - start)
+                if size is None or position - start + size > len(data):  # it ends behind what was read
+                    start, data = position, os.pread(file, min(max(chunk, size or 0), end - position), position)
+                    size = size_at(data, 0)
+                    if size is not None and len(data) < size <= end - position:
+                        data = os.pread(file, size, position)
                 record = self.framing.record_at(data, position - start)
-                if record is None:  # it ends behind what was read
-                    size = size_at(data, position - start) or OVERHEAD
-                    start, data = position, os.pread(file.fileno(), min(max(size, _CHUNK), end - position), position)
-                    record = self.framing.record_at(data, 0)
-                if record is None and len(data) < (size_at(data, 0) or 0) <= end - start:
-                    data = os.pread(file.fileno(), size_at(data, 0) or 0, start)
-                    record = self.framing.record_at(data, 0)
                 if record is None:
                     raise CorruptLog(str(self.path), position, "no whole and sound record, where one was written")
-                yield record
                 position = start + record.end
+                self._read_up_to = record.offset + 1, position
+                yield record
+        finally:
+            os.close(file)
+
+    def _place_of(self, offset: int) -> int:
+        """Return a position from which on the offset is to be found: where the last read ended, if it goes on there."""
+        behind, position = self._read_up_to
+        if behind == offset:
+            return position
+        point = bisect_right(self._offsets, offset) - 1
+        return self._positions[point] if point >= 0 else HEAD_SIZE
 
     def sync(self) -> None:
         """Return when all that was written would survive a loss of power.

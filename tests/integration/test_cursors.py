@@ -30,15 +30,16 @@ def cursors_of_the_protocol(cursors: DurableCursors) -> CursorStore:
 async def test_a_cursor_is_there_after_reopening(tmp_path: Path) -> None:
     cursors = await DurableCursors.open(tmp_path)
     assert cursors.load("billing") is None
-    await cursors.save("billing", 7, [9, 12])
+    await cursors.save("billing", 7, [13, 9, *range(20, 100_000), 12])
     await cursors.save("mail", 0, [])
     await cursors.save("gone", 1, [])
     await cursors.forget("gone")
     for _ in range(2):
-        assert cursors.load("billing") == (7, {9, 12})
+        assert cursors.load("billing") == (7, {9, 12, 13, *range(20, 100_000)})
         assert cursors.load("mail") == (0, set())
         assert cursors.load("gone") is None
         assert cursors.names() == ["billing", "mail"]
+        assert size_of(tmp_path) < 1000
         with pytest.raises(LogInUse):
             await DurableCursors.open(tmp_path)
         await cursors.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bridges.errors import CorruptLog, InvalidMessage
@@ -40,6 +40,7 @@ messages = st.builds(
     headers=st.dictionaries(texts, texts, max_size=4),
     created_at=st.one_of(st.none(), st.datetimes(timezones=zones)),
 )
+on_disk = settings(deadline=None)  # a sync takes as long as it takes
 salts = st.binary(min_size=16, max_size=16)
 bodies = st.lists(st.binary(max_size=60), min_size=1, max_size=12)
 
@@ -95,6 +96,7 @@ def test_a_record_of_another_segment_is_none_of_this_one(bodies: list[bytes], sa
     assert not list(Framing(other).scattered(torn))
 
 
+@on_disk
 @given(bodies, st.integers(1, 400), st.data())
 def test_any_cut_leaves_the_records_before_it(bodies: list[bytes], segment_bytes: int, data: st.DataObject) -> None:
     """As a crash does it: the newest file ends anywhere. What is cut is said, and the log goes on from there."""
@@ -119,6 +121,7 @@ def test_any_cut_leaves_the_records_before_it(bodies: list[bytes], segment_bytes
         assert reopened(folder)[0] == [*stored, (left, b"more")]
 
 
+@on_disk
 @given(bodies, st.integers(1, 400), st.data())
 def test_any_flipped_bit_is_cut_off_at_the_end_and_refused_elsewhere(bodies: list[bytes], segment_bytes: int, data: st.DataObject) -> None:
     """At the end it cannot be told from a torn record. Elsewhere nothing is changed but when told so, and then once and for all."""
@@ -150,6 +153,7 @@ def test_any_flipped_bit_is_cut_off_at_the_end_and_refused_elsewhere(bodies: lis
         assert after.next == report.next
 
 
+@on_disk
 @given(bodies, st.data())
 def test_a_file_that_is_missing_in_the_middle_is_refused(bodies: list[bytes], data: st.DataObject) -> None:
     bodies = [*bodies, b"one", b"more"]
