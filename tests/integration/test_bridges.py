@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import nats as client_library
+import psycopg
 from nats.js.api import StreamConfig
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from bridges.envelope import REPLAYED, VIA
 from bridges.jetstream import JetStream, JetStreamSink
@@ -249,3 +253,45 @@ async def test_check_looks_at_what_bridges_need(database: str, stream: Stream, t
     )
     code, said = outboxd(database, "check", "-c", str(file))
     assert f"stream '{stream.name}' does not take subject 'elsewhere.>'" in said
+
+
+async def test_a_bridge_that_says_nothing_of_topics_takes_everything(database: str, stream: Stream, tmp_path: Path) -> None:
+    """From a stream whose subjects are not all there are."""
+    async with two_streams(stream) as (one, other):
+        configuration = bridged(stream.url, one, other).replace(f'mapping = "{one}.> -> {other}.{{1}}"', f'mapping = "> -> {other}.{{1}}"')
+        sent = [message(f"{one}.orders", 1), message(f"{one}.invoices.paid", 2)]
+        async with JetStream([stream.url]) as connection:
+            await publish(JetStreamSink(connection, stream=one, subject="{topic}"), sent)
+        async with Daemon(tmp_path, configuration, database):
+            await holds(stream.url, other, 2)
+        assert sorted(each.topic for each in await read_stream(stream.url, other)) == [
+            f"{other}.{one}.invoices.paid",
+            f"{other}.{one}.orders",
+        ]
+
+
+def test_check_names_what_the_bridges_role_lacks(database: str, tmp_path: Path) -> None:
+    """A position for a dead letter is drawn from the table's sequence: a right that comes with no other."""
+    role = f"bridge_{secrets.token_hex(4)}"
+    file = tmp_path / "outboxd.toml"
+    file.write_text(
+        '[sinks.one]\nkind = "inprocess"\n[sinks.other]\nkind = "inprocess"\n[[bridges]]\nname = "b"\nsource = "one"\nsink = "other"\n'
+    )
+    with psycopg.connect(database, autocommit=True) as connection:
+        for statement in (
+            "CREATE ROLE {} LOGIN PASSWORD 'bridge'",
+            "GRANT USAGE ON SCHEMA outbox TO {}",
+            "GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA outbox TO {}",
+        ):
+            connection.execute(sql.SQL(statement).format(sql.Identifier(role)))
+        try:
+            dsn = make_conninfo(database, user=role, password="bridge")
+            code, said = outboxd(dsn, "check", "-c", str(file))
+            assert code == 1
+            assert f"the role {role} lacks USAGE on the sequence outbox.messages_position_seq" in said
+            connection.execute(sql.SQL("GRANT USAGE ON SEQUENCE outbox.messages_position_seq TO {}").format(sql.Identifier(role)))
+            code, said = outboxd(dsn, "check", "-c", str(file))
+            assert code == 0, said
+        finally:
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
