@@ -109,6 +109,9 @@ class Broker:
         if prefetch < 1:
             msg = f"prefetch: {prefetch} is below 1"
             raise ConfigurationError(msg)
+        if ack not in {"loop", "explicit"}:
+            msg = f"ack: {ack!r} is not 'loop' or 'explicit'"
+            raise ConfigurationError(msg)
         if group is not None and durable is not None:
             msg = f"group: {group!r} beside durable {durable!r}: those who share a durable name are a group by it"
             raise ConfigurationError(msg)

@@ -63,7 +63,7 @@ class Custody:
         What it has finished is acknowledged in the same step: this is where the time of a busy broker goes.
         """
         now = monotonic()
-        if finished is not None and finished.state is _DELIVERED:
+        if finished is not None:
             self.acknowledge(finished, now)
         if reader.out >= reader.prefetch:
             return None
@@ -110,7 +110,11 @@ class Custody:
             self.waiting.wake()
 
     def acknowledge(self, delivery: Delivery, now: float) -> None:
-        """A reader is done with a delivery that it has."""
+        """A reader is done with a delivery."""
+        if delivery.state is not _DELIVERED:
+            if not delivery.over:
+                self.finish(delivery, PUBLISHED)
+            return
         del self._out[delivery]
         delivery.state = _DONE
         delivery.reader.out -= 1  # type: ignore[union-attr]  # one that is out has a reader

@@ -62,6 +62,7 @@ class Details:
 
     Attributes:
         attempts: how often it failed.
+        nacks: how often a reader gave it back.
         priority: the higher, the sooner.
         offset: its place in the log that it was read from, if it was.
         answered: whether its publisher waits for the outcome, and keeps what is rejected.
@@ -72,10 +73,10 @@ class Details:
         outcome: what became of it.
     """
 
-    __slots__ = ("alive_at", "answered", "attempts", "expires", "offset", "outcome", "priority", "timer", "waiter")
+    __slots__ = ("alive_at", "answered", "attempts", "expires", "nacks", "offset", "outcome", "priority", "timer", "waiter")
 
     def __init__(self) -> None:
-        self.attempts = self.priority = 0
+        self.attempts = self.nacks = self.priority = 0
         self.offset: int | None = None
         self.answered = False
         self.alive_at = 0.0
@@ -130,6 +131,11 @@ class Delivery:
         return self.details.attempts if self.details is not None else 0
 
     @property
+    def nacks(self) -> int:
+        """How often a reader gave it back."""
+        return self.details.nacks if self.details is not None else 0
+
+    @property
     def priority(self) -> int:
         """The higher, the sooner it is delivered."""
         return self.details.priority if self.details is not None else 0
@@ -166,10 +172,7 @@ class Delivery:
 
     def ack(self) -> None:
         """It has taken effect, even if that took so long that it is to be delivered again. Any number of times."""
-        if self.state is _DELIVERED:
-            self.mailbox.acknowledge(self, monotonic())
-        elif not self.over:
-            self.mailbox.finish(self, PUBLISHED)
+        self.mailbox.acknowledge(self, monotonic())
 
     def reject(self, reason: Reason, detail: str) -> None:
         """It will never be accepted: a dead letter, unless its publisher waits to hear of it."""
@@ -186,6 +189,7 @@ class Delivery:
         if self.state is _DELIVERED:
             if delay is None and not failed:
                 delay = 0.0
+            self.own.nacks += 1
             self.mailbox.give_back(self, delay, failed=failed)
 
     def in_progress(self) -> None:

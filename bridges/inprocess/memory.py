@@ -44,7 +44,9 @@ class MemoryLog:
         self._superseded = 0
         self._closed = False
 
-    def __len__(self) -> int:
+    @property
+    def kept(self) -> int:
+        """How many entries it has."""
         return len(self._entries) - self._head - self._superseded
 
     @property
@@ -71,7 +73,7 @@ class MemoryLog:
                 self._newest[message.key] = self._next
             self._next += 1
         self._evict(time)
-        if self._newest is not None and self._superseded > len(self) + 64:
+        if self._newest is not None and self._superseded > self.kept + 64:
             self._compact()
         return begin
 
@@ -118,7 +120,7 @@ class MemoryLog:
 
     def _too_much(self, now: float) -> bool:
         return (
-            (self._max_messages is not None and len(self) > self._max_messages)
+            (self._max_messages is not None and self.kept > self._max_messages)
             or (self._max_age is not None and now - self._entries[self._head].time > self._max_age)
             or (self._max_bytes is not None and self._bytes > self._max_bytes)
         )
@@ -127,7 +129,7 @@ class MemoryLog:
         """Clear away what is superseded, and the tombstones that whoever reads along has had time to see."""
         assert self._newest is not None
         kept = []
-        seen_by = self._next - 2 * len(self)
+        seen_by = self._next - 2 * self.kept
         for entry in self._entries[self._head :]:
             key = entry.message.key
             if not self._is_newest(entry):

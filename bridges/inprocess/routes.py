@@ -62,7 +62,9 @@ class Routes:
         blocking = [box.name for box in route.boxes if box.settings.policy == Policy.BLOCK]
         if len(blocking) > 1 and not route.counts.warned:
             route.counts.warned = True
-            log.warning("%r has %d subscriptions that block: each waits for the slowest: %s", topic, len(blocking), ", ".join(blocking))
+            log.warning(
+                "%r has %d subscriptions that block: each waits for the slowest: %s", topic, len(blocking), ", ".join(sorted(blocking))
+            )
         if len(self.known) >= MAX_ROUTES:
             self.known.clear()
         self.known[topic] = route
