@@ -233,6 +233,11 @@ class Broker:
         self._check_open()
         return await self._dispatch.answerable(message, self._route(message.topic))
 
+    async def store(self, messages: Sequence[Message]) -> bool:
+        """Publish messages that one durable log keeps, stored all together; False, and nothing was done, if they are others."""
+        self._check_open()
+        return await self._dispatch.store(messages, [self._route(message.topic) for message in messages])
+
     def stores(self, topic: str) -> bool:
         """Say whether a durable log keeps a topic. Raises `InvalidMessage`, `Closed`."""
         self._check_open()

@@ -70,6 +70,19 @@ class Dispatch:
         await self._store(message, route, its)
         return await self._deliver(message, route, its)
 
+    async def store(self, messages: Sequence[Message], routes: Sequence[Route]) -> bool:
+        """Store messages that one durable log keeps, all together, and deliver them; False, and nothing is done, if they are others."""
+        logs = {id(route.kept): route.kept for route in routes}
+        kept = routes[0].kept if len(logs) == 1 else None
+        if kept is None or not kept.log.durable:
+            return False
+        await kept.log.append(messages, time.time())
+        for message, route in zip(messages, routes, strict=True):
+            for box in route.fed:
+                box.waiting.wake()
+            await self._deliver(message, route, PLAIN)
+        return True
+
     async def answerable(self, message: Message, route: Route) -> tuple[bool, Sequence[Answer]]:
         """Deliver a message now; return whether a durable log has stored it, and what will become of it at each subscription."""
         offset = await self._store(message, route, PLAIN)

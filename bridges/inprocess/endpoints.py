@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from bridges.backoff import Backoff
-from bridges.errors import Closed, InvalidMessage, SourceUnavailable
+from bridges.errors import Closed, InvalidMessage, LogFailed, SourceUnavailable, told
 from bridges.inprocess.delivery import Reader
 from bridges.ordering import Blocked, waves
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
@@ -38,12 +38,22 @@ class InProcessSink:
         timeout: seconds for the acknowledgements of one call; what has none by then is released and withdrawn.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
         ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
+        max_payload: bytes of a payload above which a message is rejected; None for no limit.
     """
 
-    def __init__(self, broker: Broker, *, timeout: float = 20.0, drop_unheard: bool = False, ordered: bool = True) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        timeout: float = 20.0,
+        drop_unheard: bool = False,
+        ordered: bool = True,
+        max_payload: int | None = None,
+    ) -> None:
         self._broker = broker
         self._timeout = timeout
         self._ordered = ordered
+        self._limit = max_payload
         self._unheard: Outcome = PUBLISHED if drop_unheard else _UNHEARD
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
@@ -53,6 +63,8 @@ class InProcessSink:
         out: dict[int, Sequence[Answer]] = {}
         try:
             async with asyncio.timeout(self._timeout):
+                if await self._stored_together(messages):
+                    return [PUBLISHED] * len(messages)
                 for wave in waves(messages, ordered=self._ordered):
                     await self._publish_wave(messages, wave, outcomes, blocked, out)
         except TimeoutError:
@@ -63,6 +75,15 @@ class InProcessSink:
                 for answer in answers:
                     answer.withdraw()
         return outcomes
+
+    async def _stored_together(self, messages: Sequence[Message]) -> bool:
+        """Have one durable log store the whole call, which keeps every order. False if that cannot be: then one by one."""
+        if not messages or (self._limit is not None and any(len(message.payload) > self._limit for message in messages)):
+            return False
+        try:
+            return await self._broker.store(messages)
+        except (InvalidMessage, Closed, OSError, LogFailed):
+            return False
 
     async def _publish_wave(
         self,
@@ -79,8 +100,10 @@ class InProcessSink:
                 outcome = await self._hand_over(messages[index], index, out)
             except InvalidMessage as problem:
                 outcome = Rejected(Reason.INVALID, str(problem))
-            except Closed:
-                outcome = Released(Reason.STOPPING, "the broker is closed")
+            except Closed as problem:
+                outcome = Released(Reason.STOPPING, str(problem))
+            except (OSError, LogFailed) as problem:
+                outcome = Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
             if outcome is not None:
                 outcomes[index] = blocked.note(messages[index], outcome)
         for index in wave:
@@ -91,6 +114,8 @@ class InProcessSink:
     async def _hand_over(self, message: Message, index: int, out: dict[int, Sequence[Answer]]) -> Outcome | None:
         """Publish one message; return its outcome where that is known at once, and else have its answers awaited."""
         topic = message.topic
+        if self._limit is not None and len(message.payload) > self._limit:
+            return Rejected(Reason.TOO_LARGE, f"the payload is {len(message.payload)} bytes; the limit is {self._limit}")
         if self._unheard is not PUBLISHED and not self._broker.hears(topic) and not self._broker.stores(topic):
             return self._unheard
         stored, answers = await self._broker.answerable(message)
@@ -138,12 +163,11 @@ class InProcessSource:
             retry=_FOR_EVER,
         ).begin()
         self._retry = retry or Backoff()
-        self._closed = False
 
     @asynccontextmanager
     async def claim(self, limit: int) -> AsyncIterator[_InProcessBatch]:
-        """Take up to ``limit`` deliveries that are waiting. Raises `SourceUnavailable` once it is closed."""
-        if self._closed:
+        """Take up to ``limit`` deliveries that are waiting. Raises `SourceUnavailable` once it, or its broker, is closed."""
+        if self._subscription.ended:
             msg = "the in-process source is closed"
             raise SourceUnavailable(msg)
         batch = _InProcessBatch(self._subscription.take_nowait(limit, Reader(math.inf)), self._retry)
@@ -162,7 +186,6 @@ class InProcessSource:
 
     def close(self) -> None:
         """End the subscription; what was not acknowledged goes to the rest of the group. Any number of times."""
-        self._closed = True
         self._subscription.unsubscribe()
 
 
@@ -182,7 +205,9 @@ class _InProcessBatch:
                     delivery.nack(failed=False)
                 case Retry(after=after) if not self._retry.exhausted(attempts := delivery.attempts + 1):
                     delivery.nack(after if after is not None else self._retry.delay(attempts))
-                case Retry(reason=reason, detail=detail) | Rejected(reason=reason, detail=detail):
+                case Retry(reason=reason, detail=detail):
+                    delivery.reject(Reason.ATTEMPTS, f"{reason}: {detail}")
+                case Rejected(reason=reason, detail=detail):
                     delivery.reject(reason, detail)
 
     def give_back(self) -> None:
