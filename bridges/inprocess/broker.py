@@ -257,6 +257,10 @@ class Broker:
             dead_letters=len(self.dead_letters),
         )
 
+    def named(self, subscription: str) -> bool:
+        """Say whether a subscription got its name from its maker, or its group; otherwise it is made of its patterns."""
+        return self._members.named(subscription)
+
     async def reply(self, request: Message, payload: bytes, content_type: str | None, headers: Mapping[str, str]) -> None:
         """Answer a request; see `Delivery.reply`."""
         await self.publish(answer_to(request, payload, content_type, headers))

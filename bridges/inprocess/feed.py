@@ -56,7 +56,7 @@ class Feed:
         self._wants = wants
         self._counts = counts
         self._next = start
-        self._done = set(done)
+        self._done = frozenset(done)
         self._on_done = on_done
         self._open: dict[int, Timer | None] = {}
         self._awaited: dict[int, list[asyncio.Future[Outcome]]] = {}
@@ -76,8 +76,7 @@ class Feed:
     def position(self) -> tuple[int, list[int]]:
         """The offset below which everything is over, and what else is over."""
         below = min(self._open, default=self._next)
-        self._done = {offset for offset in self._done if offset >= below}
-        return below, sorted(self._done)
+        return below, [offset for offset in range(below, self._next) if offset not in self._open]
 
     def refill(self) -> bool:
         """Read on while there is room; say whether the mailbox has got anything. Raises `bridges.errors.Evicted`."""
@@ -101,9 +100,6 @@ class Feed:
     def done(self, offset: int, outcome: Outcome) -> None:
         """An offset is over."""
         self._open.pop(offset, None)
-        self._done.add(offset)
-        if len(self._done) > 2 * len(self._open) + _FAR:
-            _ = self.position
         for awaited in self._awaited.pop(offset, ()):
             if not awaited.done():
                 awaited.set_result(outcome)

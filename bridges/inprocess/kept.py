@@ -6,7 +6,8 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from bridges.errors import ConfigurationError, Evicted
 from bridges.topics import Pattern, covers, overlap
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from bridges.inprocess.log import CursorStore, Log
 
 log = logging.getLogger("outboxd.inprocess")
+
+_MANY: Final = 1000
 
 Start: TypeAlias = "int | datetime | Literal['beginning', 'live']"
 """Where a subscription begins to read a log: an offset, a time, its beginning, or what is published from now on."""
@@ -118,8 +121,11 @@ class Cursor:
         try:
             while self._changed and self._feed is not None:
                 self._changed = False
+                began = monotonic()
                 below, done = self._feed.position
                 await self._store.save(self.name, below, done)
+                if len(done) > _MANY:  # one that waits long leaves much behind it to tell of: not all the time, then
+                    await asyncio.sleep(min(1.0, 10 * (monotonic() - began)))
         except Exception:
             log.exception("%s: its place in the log was not saved; what it acknowledged may come again", self.name)
         finally:

@@ -72,6 +72,11 @@ class Members:
         """Go over the mailboxes."""
         return (party.box for party in list(self._parties.values()))
 
+    def named(self, name: str) -> bool:
+        """Say whether the mailbox of this name was named by its maker."""
+        party = self._parties.get(name)
+        return party is not None and (party.terms.name or party.terms.shared) == name
+
     def join(self, subscription: Subscription, terms: Terms) -> Mailbox:
         """Let a subscription take part. Raises `Closed`, `ConfigurationError` and `bridges.errors.Evicted`."""
         if self._closed:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from bridges.inprocess.settings import Policy
-from bridges.inprocess.stats import TopicCounts
+from bridges.inprocess.stats import Counts, TopicCounts
 from bridges.inprocess.trie import Trie
 from bridges.message import check_topic
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from bridges.inprocess.kept import KeptLog, KeptLogs
     from bridges.inprocess.mailbox import Mailbox
-    from bridges.inprocess.stats import Counts
     from bridges.topics import Pattern
 
 log = logging.getLogger("outboxd.inprocess")
@@ -58,7 +57,7 @@ class Routes:
         check_topic(topic)
         found = self._trie.match(topic)
         fed = tuple(box for box in found if box.fed)
-        route = Route(tuple(box for box in found if not box.fed), fed, self._logs.of(topic), self.counts.of(topic))
+        route = Route(tuple(box for box in found if not box.fed), fed, self._logs.of(topic), self.counts.of(topic) if found else Counts())
         blocking = [box.name for box in route.boxes if box.settings.policy == Policy.BLOCK]
         if len(blocking) > 1 and not route.counts.warned:
             route.counts.warned = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Self
+from weakref import WeakKeyDictionary
 
 from bridges.errors import Closed
 from bridges.inprocess.delivery import Reader
@@ -27,7 +28,7 @@ class Subscription(Reader):
         self._members = members
         self._terms = terms
         self._loop_acks = loop_acks
-        self._loops: dict[asyncio.Task[object] | None, Loop] = {}
+        self._loops: WeakKeyDictionary[asyncio.Task[object], Loop] = WeakKeyDictionary()
         self._mailbox: Mailbox | None = None
         self._task: asyncio.Task[object] | None = None
 
@@ -92,7 +93,7 @@ class Subscription(Reader):
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._task is not None:
             self._task.remove_done_callback(self._end_with_task)
-        if kind is None and (loop := self._loops.pop(asyncio.current_task(), None)) is not None:
+        if kind is None and self._task is not None and (loop := self._loops.get(self._task)) is not None:
             loop.finish()
         self._loops.clear()
         self.unsubscribe()
@@ -113,8 +114,8 @@ class Loop:
         self._acks = acks
         self._current: Delivery | None = None
         self._nacks = 0
-        if acks:
-            subscription._loops[asyncio.current_task()] = self
+        if acks and (task := asyncio.current_task()) is not None:
+            subscription._loops[task] = self
 
     def finish(self) -> None:
         """The body of the loop is through with what it had; unless it has given it back, that is acknowledged."""
