@@ -59,6 +59,14 @@ class TestOutboxSink(SinkContract):
         assert [type(outcome).__name__ for outcome in outcomes] == ["Published", "Retry", "Published", "Released"]
         assert ids(await sink_harness.stored()) == [messages[0].id, messages[2].id]
 
+    async def test_what_is_not_known_of_any_message_of_a_call(self, sink_harness: SinkHarness) -> None:
+        """More than the contract: a column without a single value; the time is then that of the database."""
+        given = [message("t")._replace(created_at=None) for _ in range(3)]
+        assert kinds(await sink_harness.sink.publish(given)) == {"Published"}
+        stored = await sink_harness.stored()
+        assert [each._replace(created_at=None, headers={}) for each in stored] == [each._replace(headers={}) for each in given]
+        assert all(each.created_at is not None for each in stored)
+
     async def test_it_is_durable_whatever_the_default_is(self, sink_harness: SinkHarness, private_schemas: str) -> None:
         """More than the contract: its source is told that the outbox has the message, and a crash of the server must not take it back."""
         with psycopg.connect(private_schemas, autocommit=True) as connection:
