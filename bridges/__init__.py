@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bridges.ports import Batch, Outcome, Published, Reason, Rejected, Released, Retry, Sink, Source
     from bridges.router import Route, Router
     from bridges.security import Security
-    from bridges.topics import Destination, Pattern
+    from bridges.topics import Destination, Mapping, Pattern
 
 __all__ = [
     "Backoff",
@@ -33,6 +33,7 @@ __all__ = [
     "Bridge",
     "Destination",
     "GuardedSink",
+    "Mapping",
     "Message",
     "Outcome",
     "Pattern",
@@ -55,7 +56,7 @@ _HOMES = {
     "ports": ("Batch", "Outcome", "Published", "Reason", "Rejected", "Released", "Retry", "Sink", "Source"),
     "router": ("Route", "Router"),
     "security": ("Security",),
-    "topics": ("Destination", "Pattern"),
+    "topics": ("Destination", "Mapping", "Pattern"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

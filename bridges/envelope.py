@@ -21,6 +21,11 @@ CONTENT_TYPE: Final = "content-type"
 REPLAYED: Final = "outbox-replayed"
 """What an operator's replay adds to a message, as a header like any other, which consumers see: a value of its own for each replay."""
 
+VIA: Final = "outbox-via"
+"""What each bridge adds to a message that passes it: the names of the bridges that it has passed, in order, joined by commas."""
+MAX_PASSED: Final = 32
+"""Bridges that a message may pass. It bounds the header, and is far beyond what anybody would build on purpose."""
+
 _OURS = {ID, KEY, TOPIC, CREATED_AT, CONTENT_TYPE}
 _FOREIGN_IDS = UUID("8a3e4b8e-7d0f-5c7c-9d0a-2f6f0f8d2c11")
 _PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
@@ -57,6 +62,17 @@ def decode(headers: Mapping[str, str], payload: bytes, *, topic: str, key: str |
         headers={name: value for name, value in headers.items() if name not in _OURS},
         created_at=_time_of(created_at) if created_at else None,
     )
+
+
+def passed(message: Message) -> list[str]:
+    """Return the names of the bridges that a message has passed."""
+    names = message.headers.get(VIA)
+    return names.split(",") if names else []
+
+
+def passing(message: Message, bridge: str) -> Message:
+    """Return the message as it leaves a bridge: with the bridge's name behind those that it has passed before."""
+    return message._replace(headers={**message.headers, VIA: ",".join([*passed(message), bridge])})
 
 
 def quoted(value: str) -> str:

@@ -6,10 +6,21 @@ OutboxError
 ├── ConfigurationError(ValueError)   a setting that cannot work, named with what is allowed
 ├── NoTransaction                    a put on a connection that would commit the message by itself
 ├── SourceUnavailable                a source cannot be reached now; the Bridge waits and tries again
+├── Evicted(LookupError)             a log no longer has what was asked for; nothing of it was delivered
+├── Stalled(TimeoutError)            subscriptions did not take a message in time; it names them
+├── NoReply(TimeoutError)            a request that nobody took, or answered in time
+├── LogInUse                         a durable log's folder is open already
+├── LogFailed                        an append could not be stored: the log refuses more until it is opened again
+├── CorruptLog                       what a durable log holds is not what was written: opening refuses to guess
 └── Closed                           used after it was closed
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class OutboxError(Exception):
@@ -41,6 +52,51 @@ class NoTransaction(OutboxError):
 
 class SourceUnavailable(OutboxError):
     """A source cannot be reached now. What was claimed is given back; the Bridge waits and tries again."""
+
+
+class Evicted(OutboxError, LookupError):
+    """A log no longer has the offset: its retention has evicted it. Nothing was delivered in its stead; ``first`` is what is left."""
+
+    def __init__(self, offset: int, first: int) -> None:
+        super().__init__(f"offset {offset} is evicted; the log begins at {first}")
+        self.offset = offset
+        self.first = first
+
+
+class Stalled(OutboxError, TimeoutError):
+    """Subscriptions that did not take a message in time, by ``names``; the others have it."""
+
+    def __init__(self, topic: str, names: Sequence[str], timeout: float) -> None:
+        super().__init__(f"{topic!r} was not taken within {timeout:g} s by {', '.join(names)}")
+        self.names = tuple(names)
+
+
+class NoReply(OutboxError, TimeoutError):
+    """A request that no subscription takes, or that nobody answered in time."""
+
+
+class LogInUse(OutboxError):
+    """A durable log's folder is open already, in another process or in this one."""
+
+
+class LogFailed(OutboxError):
+    """An append could not be stored as durably as configured. The log refuses more until it is opened again.
+
+    What the append wrote may be found then, or not: as after a connection that was lost during COMMIT.
+    """
+
+
+class CorruptLog(OutboxError):
+    """What a durable log holds is not what was written; ``file`` and ``position`` say where.
+
+    A torn end is not that: it is what a crash leaves, and opening cuts it off. Opening with ``skip_corrupt=True`` goes on without
+    what is damaged, keeps the damaged file aside, and reports it.
+    """
+
+    def __init__(self, file: str, position: int, problem: str) -> None:
+        super().__init__(f"{file}, byte {position}: {problem}")
+        self.file = file
+        self.position = position
 
 
 class Closed(OutboxError):

@@ -28,6 +28,39 @@ FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bytea[], %s::text[], %s::tex
      WITH ORDINALITY AS new (id, topic, key, payload, content_type, headers, deliver_at, expires_at, priority, place)
 ORDER BY place"""
 
+# As INSERT_MANY, of messages that others have made: they keep the time at which they were put, where that is known. In binary, which takes
+# half as long to write down: here it is the daemon that does, for all of them.
+INSERT_BRIDGED: Final = """
+INSERT INTO :"schema".messages (id, topic, key, payload, content_type, headers, created_at)
+SELECT id, topic, key, payload, content_type, headers::jsonb, coalesce(created_at, clock_timestamp())
+FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::bytea[], %b::text[], %b::text[], %b::timestamptz[])
+     WITH ORDINALITY AS new (id, topic, key, payload, content_type, headers, created_at, place)
+ORDER BY place"""
+
+# The session of a bridge's write, set for its transaction alone. Its source is told that the outbox has the message: that must be so after
+# a crash of the server too, whatever the role's default is; a stricter setting stays. With it comes the limit that the table would hold a
+# payload to, so that one over it is found before it takes the others down.
+CONFIGURE_WRITE: Final = """
+SELECT :"schema".max_payload(), set_config('statement_timeout', %(timeout)s, true), set_config('lock_timeout', %(timeout)s, true),
+       set_config('idle_in_transaction_session_timeout', %(timeout)s, true),
+       set_config('synchronous_commit', CASE WHEN current_setting('synchronous_commit') = 'off' THEN 'on'
+                                             ELSE current_setting('synchronous_commit') END, true)"""
+
+# What a bridge gives up. It takes a position as any message does, so that it can be requeued among them; it never was a row of messages,
+# which would not take it. One that is there already was given up before a crash that its source heard nothing of.
+BURY: Final = """
+WITH new AS MATERIALIZED (
+    SELECT *, nextval(pg_get_serial_sequence(quote_ident(:'schema') || '.messages', 'position')) AS position
+    FROM unnest(%(id)s::uuid[], %(created_at)s::timestamptz[], %(topic)s::text[], %(key)s::text[], %(content_type)s::text[],
+                %(headers)s::text[], %(payload)b::bytea[], %(reason)s::text[], %(attempts)s::integer[], %(error)s::text[])
+         WITH ORDINALITY AS given (id, created_at, topic, key, content_type, headers, payload, reason, attempts, error, place)
+    WHERE NOT EXISTS (SELECT FROM :"schema".dead WHERE dead.id = given.id AND dead.topic = given.topic)
+)
+INSERT INTO :"schema".dead (position, id, created_at, attempts, priority, lane, topic, key, content_type, headers, reason, error, payload)
+SELECT position, id, coalesce(created_at, clock_timestamp()), attempts, 0,
+       (coalesce(hashtextextended(key, 0), position) & 63)::smallint, topic, key, content_type, headers::jsonb, reason, error, payload
+FROM new ORDER BY place"""
+
 # --- claiming -------------------------------------------------------------------------------------------------------------
 
 # Whatever the database's default is: in a stricter isolation the statements of a claim would share one snapshot, from before its lanes.

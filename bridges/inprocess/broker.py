@@ -1,166 +1,295 @@
-"""Topics, subscriptions and queue groups."""
+"""The broker: subscribing, publishing, closing."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Self
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, Self
 
-from bridges.errors import Closed, ConfigurationError
-from bridges.inprocess.mailbox import Delivery, Mailbox
-from bridges.message import check_topic
+from bridges.errors import Closed, ConfigurationError, NoReply, Stalled
+from bridges.inprocess.deadletters import MAX_LETTERS, DeadLetters
+from bridges.inprocess.dispatch import Dispatch
+from bridges.inprocess.kept import KeptLogs, Start
+from bridges.inprocess.members import Members, Terms
+from bridges.inprocess.request import INBOX, Replies, answer_to
+from bridges.inprocess.routes import Routes
+from bridges.inprocess.settings import RETRY, Drop, Policy, PolicyName, Settings
+from bridges.inprocess.stamps import stamps
+from bridges.inprocess.stats import Figures, figures_of
+from bridges.inprocess.subscription import Subscription
+from bridges.inprocess.timers import Timers
+from bridges.ports import PUBLISHED
 from bridges.topics import Pattern
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
 
+    from bridges.backoff import Backoff
+    from bridges.inprocess.delivery import Delivery, State
+    from bridges.inprocess.dispatch import Answer
+    from bridges.inprocess.log import CursorStore, Log
+    from bridges.inprocess.routes import Route
+    from bridges.inprocess.tenants import Tenants
     from bridges.message import Message
-
-
-_LONG: Final = 3600.0
-"""Seconds after which a reader looks again; it is woken for everything that it waits for."""
 
 
 class Broker:
     """An embedded broker. Everything happens on the event loop that uses it.
 
     Args:
-        buffer: deliveries a subscription, or a queue group, buffers before a publish has to wait; each may choose its own.
+        buffer: deliveries that a subscription, or a queue group, buffers unless it says otherwise.
+        max_dead_letters: dead letters to keep; the oldest go first.
     """
 
-    def __init__(self, *, buffer: int = 1000) -> None:
-        self._buffer = _checked(buffer)
-        self._subscriptions: dict[Subscription, None] = {}
-        self._groups: dict[str, _Group] = {}
+    def __init__(self, *, buffer: int = 1000, max_dead_letters: int = MAX_LETTERS) -> None:
+        self._buffer = Settings(buffer=buffer).buffer
+        self.timers = Timers()
+        self.dead_letters = DeadLetters(max_dead_letters)
+        """What subscriptions have given up."""
+        self._logs = KeptLogs()
+        self._routes = Routes(self._logs)
+        self._known = self._routes.known
+        self._members = Members(self, self._routes, self._logs)
+        self._dispatch = Dispatch(self._routes, self.timers)
+        self._replies = Replies()
         self._closed = False
 
-    def subscribe(self, *patterns: str, group: str | None = None, buffer: int | None = None) -> Subscription:
+    def subscribe(
+        self,
+        *patterns: str,
+        name: str | None = None,
+        group: str | None = None,
+        durable: str | None = None,
+        buffer: int | None = None,
+        policy: Policy | PolicyName = Policy.DROP_NEWEST,
+        spill_to: Log | None = None,
+        on_drop: Callable[[Message, Drop], None] | None = None,
+        filter: Callable[[Message], bool] | None = None,  # noqa: A002 -- what it is called everywhere
+        prefetch: int = 256,
+        ack: Literal["loop", "explicit"] = "loop",
+        ack_deadline: float | None = 30.0,
+        retry: Backoff = RETRY,
+        tenants: Tenants | None = None,
+        start: Start | None = None,
+    ) -> Subscription:
         """Make a subscription to the topics of any of the patterns; it begins when it is entered, or with `Subscription.begin`.
 
-        Members of one ``group`` share a buffer, and each message goes to one of them. Raises `InvalidPattern`, `ConfigurationError`.
-        """
-        size = _checked(self._buffer if buffer is None else buffer)
-        return Subscription(self, [Pattern(text) for text in patterns or (">",)], group, size)
+        Raises `InvalidPattern` and `ConfigurationError` for what cannot work, here or, where it depends on others, when it begins.
 
-    async def publish(self, message: Message) -> list[Delivery]:
-        """Put a delivery into every matching buffer, waiting where one is full, and return them; they end when they are acknowledged.
-
-        Raises `InvalidMessage` for a topic that cannot be one, and `Closed` after the broker was closed.
+        Args:
+            patterns: topics, with ``*`` for one token and ``>`` for one or more at the end; all topics if there is none.
+            name: what figures, dead letters and errors call it; the group or the patterns unless given.
+            group: the queue group to be a member of: each message goes to one member, and the buffer is the group's.
+            durable: the name under which a log remembers what was acknowledged, over restarts; those who share it are a queue group.
+            buffer: deliveries that may wait; the broker's default if None.
+            policy: what happens to a message for which there is no room.
+            spill_to: the log for policy ``spill``; if None, the log that keeps all the topics.
+            on_drop: called with each message that is dropped, and why.
+            filter: called with each message; False keeps it out of the subscription.
+            prefetch: how many deliveries this member may have unacknowledged.
+            ack: ``loop``: ``async for`` acknowledges a delivery when it comes for the next, or leaves its scope without an error;
+                ``explicit``: only `Delivery.ack` does.
+            ack_deadline: seconds after which what a reader has not ended is delivered again, as failed; None for never.
+            retry: how long what failed waits, and after how many attempts it is a dead letter.
+            tenants: be fair between the tenants that the messages name.
+            start: read the log of the topics from here on; None: no log, or where the durable name has come to.
         """
-        check_topic(message.topic)
+        settings = Settings(
+            buffer=self._buffer if buffer is None else buffer,
+            policy=policy,
+            ack_deadline=ack_deadline,
+            retry=retry,
+            filter=filter,
+            on_drop=on_drop,
+            tenants=tenants,
+            spill_to=spill_to,
+        )
+        if prefetch < 1:
+            msg = f"prefetch: {prefetch} is below 1"
+            raise ConfigurationError(msg)
+        if ack not in {"loop", "explicit"}:
+            msg = f"ack: {ack!r} is not 'loop' or 'explicit'"
+            raise ConfigurationError(msg)
+        if group is not None and durable is not None:
+            msg = f"group: {group!r} beside durable {durable!r}: those who share a durable name are a group by it"
+            raise ConfigurationError(msg)
+        terms = Terms(tuple(Pattern(text) for text in patterns or (">",)), name, group, durable, settings, start)
+        return Subscription(self._members, terms, prefetch, loop_acks=ack == "loop")
+
+    async def publish(
+        self, message: Message, *, priority: int = 0, ttl: float | None = None, deliver_at: datetime | None = None
+    ) -> list[Delivery]:
+        """Deliver a message to every subscription that matches, one member of each group. Where a subscription blocks, wait for room.
+
+        Return the deliveries, dropped ones among them; none of those that come later, or from a log. Raises `InvalidMessage` for what
+        cannot be published, and `Closed` after the broker was closed.
+
+        Args:
+            message: what to publish.
+            priority: the higher, the sooner it is delivered; among equals, first come, first served.
+            ttl: seconds (from ``deliver_at``, if given) after which what has not begun to be delivered is dropped.
+            deliver_at: not before this time.
+        """
+        try:
+            route = self._known[message.topic]
+        except KeyError:
+            self._check_open()
+            if message.topic.startswith(INBOX):
+                self._replies.settle(message)
+                return []
+            route = self._routes.find(message.topic)
+        if priority or ttl is not None or deliver_at is not None or route.kept is not None:
+            return await self._dispatch.special(message, route, stamps(priority, ttl, deliver_at))
+        counts = route.counts
+        deliveries = []
+        full = None
+        now = monotonic()
+        for box in route.boxes:
+            if box.queued < box.size:
+                delivery = box.put(message, counts, now)
+                if delivery is not None:
+                    deliveries.append(delivery)
+            elif full is None:
+                full = [box]
+            else:
+                full.append(box)
+        if full is not None:
+            deliveries += await self._dispatch.squeeze(message, counts, full)
+        return deliveries
+
+    async def publish_and_wait(
+        self, message: Message, timeout: float, *, until: Literal["accepted", "acknowledged"] = "accepted"
+    ) -> list[Delivery]:
+        """Publish a message, and return when every subscription has accepted it into its buffer, waiting for room whatever its policy.
+
+        Raises `Stalled`, with their names, if some have not within ``timeout`` seconds; the others have it.
+
+        Args:
+            message: what to publish.
+            timeout: seconds.
+            until: ``acknowledged``: wait until every subscription has acknowledged it.
+        """
         self._check_open()
-        mailboxes = {subscription.mailbox: None for subscription in self._subscriptions if subscription.matches(message.topic)}
-        deliveries = [await mailbox.put(message) for mailbox in mailboxes]
-        return [delivery for delivery in deliveries if delivery is not None]
+        route = self._routes.find(message.topic)
+        deadline = monotonic() + timeout
+        deliveries, stalled = await self._dispatch.patiently(message, route, timeout)
+        if until == "acknowledged":
+            outcomes = [asyncio.ensure_future(delivery.outcome()) for delivery in deliveries]
+            if outcomes:
+                await asyncio.wait(outcomes, timeout=max(0.0, deadline - monotonic()))
+            for delivery, outcome in zip(deliveries, outcomes, strict=True):
+                if not outcome.cancel() and outcome.result() == PUBLISHED:
+                    continue
+                stalled.append(delivery.mailbox.name)
+        if stalled:
+            raise Stalled(message.topic, stalled, timeout)
+        return deliveries
+
+    async def request(self, message: Message, timeout: float) -> Message:
+        """Publish a message and return the first answer to it (`Delivery.reply`).
+
+        Raises `NoReply` if no subscription takes it, or if there is no answer within ``timeout`` seconds.
+        """
+        with self._replies.awaited(message) as (request, answer):
+            try:
+                async with asyncio.timeout(timeout):
+                    await self.publish(request)
+                    if not self.hears(message.topic):
+                        msg = f"no subscription takes {message.topic!r}"
+                        raise NoReply(msg)
+                    return await answer
+            except TimeoutError as late:
+                if isinstance(late, NoReply):
+                    raise
+                msg = f"no reply to {message.topic!r} within {timeout:g} s"
+                raise NoReply(msg) from None
+
+    def keep(self, pattern: str, log: Log, cursors: CursorStore | None = None) -> None:
+        """Keep the topics of a pattern in a log from now on. The broker closes both in `aclose`.
+
+        Raises `InvalidPattern`, and `ConfigurationError` if another log keeps some of the topics.
+
+        Args:
+            pattern: the topics; subscriptions that read the log may take a part of them.
+            log: what keeps them.
+            cursors: where durable subscriptions have come to.
+        """
+        self._logs.add(Pattern(pattern), log, cursors)
+        self._routes.forget()
+
+    def hears(self, topic: str) -> bool:
+        """Say whether some subscription takes a topic. Raises `InvalidMessage`, `Closed`."""
+        self._check_open()
+        route = self._route(topic)
+        return bool(route.boxes or route.fed)
+
+    async def answerable(self, message: Message) -> tuple[bool, Sequence[Answer]]:
+        """Publish for somebody who answers for the message: say whether a durable log has it, and what becomes of it elsewhere.
+
+        What is rejected is told there, and is no dead letter here.
+        """
+        self._check_open()
+        return await self._dispatch.answerable(message, self._route(message.topic))
+
+    async def store(self, messages: Sequence[Message]) -> bool:
+        """Publish messages that one durable log keeps, stored all together; False, and nothing was done, if they are others."""
+        self._check_open()
+        return await self._dispatch.store(messages, [self._route(message.topic) for message in messages])
+
+    def stores(self, topic: str) -> bool:
+        """Say whether a durable log keeps a topic. Raises `InvalidMessage`, `Closed`."""
+        self._check_open()
+        kept = self._route(topic).kept
+        return kept is not None and kept.log.durable
+
+    def states(self, message_id: UUID) -> dict[str, State]:
+        """Return where a message is, by the name of each subscription in which it lives."""
+        return {box.name: one.state for box in self._members.boxes() for one in box.everything() if one.message.id == message_id}
+
+    def figures(self) -> Figures:
+        """Return a copy of all figures."""
+        return Figures(
+            topics=self._routes.counts.figures(),
+            subscriptions={box.name: figures_of(box) for box in self._members.boxes()},
+            scheduled=self._dispatch.scheduled,
+            dead_letters=len(self.dead_letters),
+        )
+
+    def named(self, subscription: str) -> bool:
+        """Say whether a subscription got its name from its maker, or its group; otherwise it is made of its patterns."""
+        return self._members.named(subscription)
+
+    async def reply(self, request: Message, payload: bytes, content_type: str | None, headers: Mapping[str, str]) -> None:
+        """Answer a request; see `Delivery.reply`."""
+        await self.publish(answer_to(request, payload, content_type, headers))
 
     def close(self) -> None:
         """End every subscription; a publish after it raises. Any number of times."""
         self._closed = True
-        for subscription in list(self._subscriptions):
-            subscription.unsubscribe()
+        self._members.close()
+        self._dispatch.close()
+        self.timers.clear()
+        self._routes.forget()
+
+    async def aclose(self) -> None:
+        """Close the broker, save how far durable subscriptions have come, and close the logs. Any number of times."""
+        self.close()
+        await self._dispatch.ended()
+        await self._members.settled()
+        await self._logs.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _route(self, topic: str) -> Route:
+        return self._known.get(topic) or self._routes.find(topic)
 
     def _check_open(self) -> None:
         if self._closed:
             msg = "the broker is closed"
             raise Closed(msg)
-
-    def _join(self, subscription: Subscription, group: str | None, size: int) -> Mailbox:
-        self._check_open()
-        self._subscriptions[subscription] = None
-        if group is None:
-            return Mailbox(size)
-        joined = self._groups.setdefault(group, _Group(size))
-        joined.members.add(subscription)
-        return joined.mailbox
-
-    def _leave(self, subscription: Subscription, group: str | None) -> None:
-        self._subscriptions.pop(subscription, None)
-        subscription.mailbox.leave(subscription)
-        if group is None:
-            subscription.mailbox.close()
-        elif joined := self._groups.get(group):
-            joined.members.discard(subscription)
-            if not joined.members:
-                del self._groups[group]
-                joined.mailbox.close()
-
-
-class Subscription:
-    """A place in the broker where messages arrive. It ends with the task or scope that entered it, or with `unsubscribe`."""
-
-    def __init__(self, broker: Broker, patterns: Sequence[Pattern], group: str | None, size: int) -> None:
-        self._broker = broker
-        self._patterns = patterns
-        self._group = group
-        self._size = size
-        self._mailbox: Mailbox | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._ended = False
-
-    @property
-    def mailbox(self) -> Mailbox:
-        """The buffer; shared within a group. Raises `Closed` before the subscription has begun."""
-        if self._mailbox is None:
-            msg = "the subscription has not begun"
-            raise Closed(msg)
-        return self._mailbox
-
-    def matches(self, topic: str) -> bool:
-        """Say whether one of the patterns stands for the topic."""
-        return any(pattern.matches(topic) for pattern in self._patterns)
-
-    def begin(self) -> Self:
-        """Take part from now on. Raises `Closed` on a closed broker."""
-        if self._mailbox is None:
-            self._mailbox = self._broker._join(self, self._group, self._size)
-        return self
-
-    def unsubscribe(self) -> None:
-        """Take no further part; what was not acknowledged goes to the rest of the group. Any number of times."""
-        if self._mailbox is not None and not self._ended:
-            self._ended = True
-            self._broker._leave(self, self._group)
-
-    async def take(self, limit: int) -> list[Delivery]:
-        """Wait for at least one delivery and return up to ``limit``; an empty list says that the subscription has ended."""
-        while not self._ended:
-            if taken := self.mailbox.take_nowait(limit, self):
-                return taken
-            await self.mailbox.wait(_LONG)
-        return []
-
-    def take_nowait(self, limit: int, reader: object) -> list[Delivery]:
-        """Return up to ``limit`` deliveries that are waiting, perhaps none, for one of several readers of this subscription."""
-        return [] if self._ended else self.mailbox.take_nowait(limit, reader)
-
-    async def __aenter__(self) -> Self:
-        self.begin()
-        self._task = asyncio.current_task()
-        if self._task is not None:
-            self._task.add_done_callback(self._end_with_task)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.remove_done_callback(self._end_with_task)
-        self.unsubscribe()
-
-    def _end_with_task(self, _: asyncio.Task[object]) -> None:
-        self.unsubscribe()
-
-    async def __aiter__(self) -> AsyncIterator[Delivery]:
-        while deliveries := await self.take(1):
-            for delivery in deliveries:
-                yield delivery
-
-
-class _Group:
-    def __init__(self, size: int) -> None:
-        self.mailbox = Mailbox(size)
-        self.members: set[Subscription] = set()
-
-
-def _checked(size: int) -> int:
-    if size < 1:
-        msg = f"buffer: {size} is below 1"
-        raise ConfigurationError(msg)
-    return size

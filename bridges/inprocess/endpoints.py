@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+import math
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
 from bridges.backoff import Backoff
-from bridges.errors import Closed, InvalidMessage, SourceUnavailable
+from bridges.errors import Closed, InvalidMessage, LogFailed, SourceUnavailable, told
+from bridges.inprocess.delivery import Reader
 from bridges.ordering import Blocked, waves
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 
@@ -15,14 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from bridges.inprocess.broker import Broker
-    from bridges.inprocess.mailbox import Delivery
+    from bridges.inprocess.delivery import Delivery
+    from bridges.inprocess.dispatch import Answer
+    from bridges.inprocess.kept import Start
     from bridges.message import Message
 
-_UNHEARD = Released(Reason.MISSING, "no subscription takes this topic")
+_FOR_EVER: Final = Backoff()
+_UNHEARD: Final = Released(Reason.MISSING, "no subscription takes this topic")
 
 
 class InProcessSink:
     """Publish to the broker, and answer `Published` when every subscription (one member of each queue group) has acknowledged.
+
+    Where a durable log keeps the topic, `Published` means that it has stored the message; whoever reads the log has it from there.
 
     A topic that nobody subscribes to is `Released`: a consumer that restarts must not miss what was sent meanwhile.
 
@@ -31,31 +38,52 @@ class InProcessSink:
         timeout: seconds for the acknowledgements of one call; what has none by then is released and withdrawn.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
         ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
+        max_payload: bytes of a payload above which a message is rejected; None for no limit.
     """
 
-    def __init__(self, broker: Broker, *, timeout: float = 20.0, drop_unheard: bool = False, ordered: bool = True) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        timeout: float = 20.0,
+        drop_unheard: bool = False,
+        ordered: bool = True,
+        max_payload: int | None = None,
+    ) -> None:
         self._broker = broker
         self._timeout = timeout
         self._ordered = ordered
+        self._limit = max_payload
         self._unheard: Outcome = PUBLISHED if drop_unheard else _UNHEARD
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish in waves, so that no two messages of a key are out together. One outcome each, in order."""
         outcomes: list[Outcome] = [BEHIND] * len(messages)
         blocked = Blocked(ordered=self._ordered)
-        out: dict[int, list[Delivery]] = {}
+        out: dict[int, Sequence[Answer]] = {}
         try:
             async with asyncio.timeout(self._timeout):
+                if await self._stored_together(messages):
+                    return [PUBLISHED] * len(messages)
                 for wave in waves(messages, ordered=self._ordered):
                     await self._publish_wave(messages, wave, outcomes, blocked, out)
         except TimeoutError:
             late = Released(Reason.TIMEOUT, f"not acknowledged within {self._timeout:g} s")
             outcomes = [late if outcome is BEHIND else outcome for outcome in outcomes]
         finally:
-            for deliveries in out.values():
-                for delivery in deliveries:
-                    delivery.withdraw()
+            for answers in out.values():
+                for answer in answers:
+                    answer.withdraw()
         return outcomes
+
+    async def _stored_together(self, messages: Sequence[Message]) -> bool:
+        """Have one durable log store the whole call, which keeps every order. False if that cannot be: then one by one."""
+        if not messages or (self._limit is not None and any(len(message.payload) > self._limit for message in messages)):
+            return False
+        try:
+            return await self._broker.store(messages)
+        except (InvalidMessage, Closed, OSError, LogFailed):
+            return False
 
     async def _publish_wave(
         self,
@@ -63,24 +91,38 @@ class InProcessSink:
         wave: Sequence[int],
         outcomes: list[Outcome],
         blocked: Blocked,
-        out: dict[int, list[Delivery]],
+        out: dict[int, Sequence[Answer]],
     ) -> None:
         for index in wave:
             if messages[index] in blocked:
                 continue
             try:
-                out[index] = await self._broker.publish(messages[index])
+                outcome = await self._hand_over(messages[index], index, out)
             except InvalidMessage as problem:
-                outcomes[index] = blocked.note(messages[index], Rejected(Reason.INVALID, str(problem)))
-            except Closed:
-                outcomes[index] = blocked.note(messages[index], Released(Reason.STOPPING, "the broker is closed"))
-            else:
-                if not out[index]:
-                    outcomes[index] = blocked.note(messages[index], self._unheard)
-        for index in wave:
-            if out.get(index):
-                outcome = _together([await delivery.outcome() for delivery in out[index]])
+                outcome = Rejected(Reason.INVALID, str(problem))
+            except Closed as problem:
+                outcome = Released(Reason.STOPPING, str(problem))
+            except (OSError, LogFailed) as problem:
+                outcome = Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
+            if outcome is not None:
                 outcomes[index] = blocked.note(messages[index], outcome)
+        for index in wave:
+            if index in out:
+                outcome = _together([await answer.outcome() for answer in out[index]])
+                outcomes[index] = blocked.note(messages[index], outcome)
+
+    async def _hand_over(self, message: Message, index: int, out: dict[int, Sequence[Answer]]) -> Outcome | None:
+        """Publish one message; return its outcome where that is known at once, and else have its answers awaited."""
+        topic = message.topic
+        if self._limit is not None and len(message.payload) > self._limit:
+            return Rejected(Reason.TOO_LARGE, f"the payload is {len(message.payload)} bytes; the limit is {self._limit}")
+        if self._unheard is not PUBLISHED and not self._broker.hears(topic) and not self._broker.stores(topic):
+            return self._unheard
+        stored, answers = await self._broker.answerable(message)
+        if stored:
+            return PUBLISHED
+        out[index] = answers
+        return None
 
 
 class InProcessSource:
@@ -90,6 +132,9 @@ class InProcessSource:
         broker: where.
         patterns: the topics to take; all by default.
         group: the queue group to be a member of, if any.
+        durable: the name under which a durable log remembers what was settled, over restarts.
+        start: where to begin to read the log of the topics; with ``durable``, the first time only.
+        name: what figures and errors call it.
         buffer: deliveries to buffer before a publish has to wait; the broker's default if None.
         retry: how long a `Retry` waits, and after how many attempts it is rejected.
     """
@@ -99,21 +144,33 @@ class InProcessSource:
         broker: Broker,
         *patterns: str,
         group: str | None = None,
+        durable: str | None = None,
+        start: Start | None = None,
+        name: str | None = None,
         buffer: int | None = None,
         retry: Backoff | None = None,
     ) -> None:
-        self._subscription = broker.subscribe(*patterns, group=group, buffer=buffer).begin()
+        # Nothing may be dropped on the way of a Bridge, and it is the Bridge that has deadlines and decides when to give up.
+        self._subscription = broker.subscribe(
+            *patterns,
+            group=group,
+            durable=durable,
+            start=start,
+            name=name,
+            buffer=buffer,
+            policy="block",
+            ack_deadline=None,
+            retry=_FOR_EVER,
+        ).begin()
         self._retry = retry or Backoff()
-        self._closed = False
 
     @asynccontextmanager
     async def claim(self, limit: int) -> AsyncIterator[_InProcessBatch]:
-        """Take up to ``limit`` deliveries that are waiting. Raises `SourceUnavailable` once it is closed."""
-        if self._closed:
+        """Take up to ``limit`` deliveries that are waiting. Raises `SourceUnavailable` once it, or its broker, is closed."""
+        if self._subscription.ended:
             msg = "the in-process source is closed"
             raise SourceUnavailable(msg)
-        reader = object()
-        batch = _InProcessBatch(self._subscription.take_nowait(limit, reader), self._retry)
+        batch = _InProcessBatch(self._subscription.take_nowait(limit, Reader(math.inf)), self._retry)
         try:
             yield batch
         finally:
@@ -121,11 +178,14 @@ class InProcessSource:
 
     async def wait(self, timeout: float) -> None:
         """Return when something is waiting, or after ``timeout`` seconds."""
-        await self._subscription.mailbox.wait(timeout)
+        mailbox = self._subscription.mailbox
+        if mailbox.idle:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await mailbox.waiting.for_reader(Reader(math.inf))
 
     def close(self) -> None:
         """End the subscription; what was not acknowledged goes to the rest of the group. Any number of times."""
-        self._closed = True
         self._subscription.unsubscribe()
 
 
@@ -142,15 +202,17 @@ class _InProcessBatch:
                 case Published():
                     delivery.ack()
                 case Released():
-                    delivery.nack()
+                    delivery.nack(failed=False)
                 case Retry(after=after) if not self._retry.exhausted(attempts := delivery.attempts + 1):
-                    delivery.nack(after if after is not None else self._retry.delay(attempts), failed=True)
-                case Retry(reason=reason, detail=detail) | Rejected(reason=reason, detail=detail):
+                    delivery.nack(after if after is not None else self._retry.delay(attempts))
+                case Retry(reason=reason, detail=detail):
+                    delivery.reject(Reason.ATTEMPTS, f"{reason}: {detail}")
+                case Rejected(reason=reason, detail=detail):
                     delivery.reject(reason, detail)
 
     def give_back(self) -> None:
         for delivery in self._deliveries:
-            delivery.nack()
+            delivery.nack(failed=False)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:

@@ -1,147 +1,126 @@
-"""A bounded buffer of deliveries, and what becomes of each delivery."""
+"""A bounded buffer of deliveries. One belongs to a subscription, or to all members of a queue group."""
 
 from __future__ import annotations
 
-import asyncio
+import time
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from bridges.deadline import happens
-from bridges.intake import Intake, Loan
-from bridges.ports import PUBLISHED, Outcome, Reason, Rejected, Released
+from bridges.inprocess.custody import Custody
+from bridges.inprocess.delivery import made
+from bridges.inprocess.settings import Drop, Policy
 
 if TYPE_CHECKING:
+    from bridges.inprocess.delivery import Delivery
+    from bridges.inprocess.house import House
+    from bridges.inprocess.settings import Settings
+    from bridges.inprocess.stamps import Stamps
+    from bridges.inprocess.stats import Counts
     from bridges.message import Message
 
-_ENDED = Released(Reason.UNAVAILABLE, "the subscription ended before it acknowledged")
 
-
-class Delivery:
-    """One message on its way to one subscription. It ends with `ack` or `reject`; `nack` sends it round again.
+class Mailbox(Custody):
+    """The buffer of one subscription, or of all the members of one queue group.
 
     Attributes:
-        message: what is delivered.
+        size: how many may wait here; 0 while what comes goes behind the buffer.
+        fed: whether it reads a log, and has nothing put into it.
+        numbers: how many ever came here.
     """
 
-    __slots__ = ("_loan", "_mailbox", "_outcome", "message")
-
-    def __init__(self, message: Message, mailbox: Mailbox) -> None:
-        self.message = message
-        self._mailbox = mailbox
-        self._loan: Loan[Delivery] | None = None
-        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-    @property
-    def attempts(self) -> int:
-        """How often it was given back as failed."""
-        return self._loan.failures if self._loan else 0
+    def __init__(self, name: str, settings: Settings, house: House) -> None:
+        super().__init__(name, settings, house)
+        self.size = settings.buffer
+        self.fed = False
+        self.numbers = 0
+        self._append = self._line.append
+        self._filter = settings.filter
 
     @property
-    def over(self) -> bool:
-        """Whether nobody waits for this delivery any more: acknowledged, rejected, withdrawn, or its subscription is gone."""
-        return self._outcome.done()
+    def unacknowledged(self) -> int:
+        """How many are with readers."""
+        return len(self._out)
 
-    def ack(self) -> None:
-        """It has taken effect. Any number of times."""
-        self._end(PUBLISHED)
+    @property
+    def lags(self) -> dict[str, int]:
+        """How many wait of each tenant, where the mailbox is fair between tenants."""
+        return self._line.lags()
 
-    def reject(self, reason: Reason, detail: str) -> None:
-        """It will never be accepted."""
-        self._end(Rejected(reason, detail))
+    @property
+    def idle(self) -> bool:
+        """Whether there is certainly nothing to take."""
+        return not (self.closed or self._line.ready() or (self.backlog is not None and self.backlog.ready))
 
-    def nack(self, delay: float = 0.0, *, failed: bool = False) -> None:
-        """Deliver it again after ``delay`` seconds, and what is behind it in its key after it; ``failed`` counts as an attempt."""
-        if self._loan is not None:
-            self._mailbox.give_back(self._loan, delay, failed=failed)
-
-    def withdraw(self) -> None:
-        """The publisher waits no longer: a reader that has not got it yet will not get it."""
-        if not self.over:
-            self._outcome.cancel()
-            if self._loan is not None:
-                self._mailbox.forget(self._loan)
-
-    def abandon(self) -> None:
-        """Its subscription is gone: it was not acknowledged."""
-        if not self._outcome.done():
-            self._outcome.set_result(_ENDED)
-
-    async def outcome(self) -> Outcome:
-        """Wait for the end of the delivery."""
-        return await asyncio.shield(self._outcome)
-
-    def _end(self, outcome: Outcome) -> None:
-        if not self._outcome.done():
-            self._outcome.set_result(outcome)
-        if self._loan is not None:
-            self._mailbox.end(self._loan)
-
-
-class Mailbox:
-    """The buffer of one subscription, or of all the members of one queue group."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._intake: Intake[Delivery] = Intake()
-        self._filled = asyncio.Event()
-        self._room = asyncio.Event()
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._intake)
-
-    async def put(self, message: Message) -> Delivery | None:
-        """Buffer a delivery, waiting while the buffer is full; None if the mailbox was closed meanwhile."""
-        while len(self._intake) >= self._size and not self._closed:
-            self._room.clear()
-            await self._room.wait()
-        if self._closed:
+    def put(self, message: Message, topic: Counts, now: float) -> Delivery | None:
+        """Take in a message, whether there is room or not; None if the filter keeps it out."""
+        if self._filter is not None and not self.wants(message, topic):
             return None
-        delivery = Delivery(message, self)
-        delivery._loan = self._intake.add(delivery, message.key)
-        self._filled.set()
+        topic.published += 1
+        self.queued += 1
+        self.numbers = number = self.numbers + 1
+        delivery = made(message, self, topic, number, now)
+        self._append(delivery)
+        if self.waiting.readers:
+            self.waiting.wake()
         return delivery
 
-    def take_nowait(self, limit: int, reader: object) -> list[Delivery]:
-        """Hand over what is there, perhaps nothing."""
-        loans = self._intake.lend(reader, limit, asyncio.get_running_loop().time())
-        if loans:
-            self._room.set()
+    def put_by(self, terms: Stamps, message: Message, topic: Counts) -> Delivery | None:
+        """Take in a message that has a priority or expires."""
+        if not self.wants(message, topic):
+            return None
+        topic.published += 1
+        return self.line_up(terms, message, topic)
+
+    def line_up(self, terms: Stamps, message: Message, topic: Counts) -> Delivery:
+        """Take in a message that is counted as published already."""
+        delivery = self._made(message, topic)
+        self._place(delivery, terms)
+        if self.waiting.readers:
+            self.waiting.wake()
+        return delivery
+
+    def displace(self, terms: Stamps, message: Message, topic: Counts) -> Delivery | None:
+        """Take in a message where there is no room, by dropping it or another; None if the filter keeps it out."""
+        if not self.wants(message, topic):
+            return None
+        topic.published += 1
+        delivery = self._made(message, topic)
+        delivery.own.priority = terms.priority
+        victim = self._line.evict(delivery, oldest=self.settings.policy == Policy.DROP_OLDEST)
+        if victim is not delivery:
+            self._place(delivery, terms)
+        self.drop(victim, Drop.FULL)
+        return delivery
+
+    def admits(self, message: Message) -> bool:
+        """Say whether there is room for a message."""
+        return self.queued < self.size or self._line.admits(message, self.size)
+
+    def wants(self, message: Message, topic: Counts) -> bool:
+        """Ask the filter, if there is one. If it raises, the message is dropped."""
+        try:
+            return self._filter is None or self._filter(message)
+        except Exception as problem:  # noqa: BLE001 -- the filter is foreign; what it raises is logged there
+            self.drops.filter_raised(message, topic, problem)
+            return False
+
+    def _made(self, message: Message, topic: Counts) -> Delivery:
+        self.queued += 1
+        self.numbers += 1
+        return made(message, self, topic, self.numbers, monotonic())
+
+    def _place(self, delivery: Delivery, terms: Stamps) -> None:
+        if terms.expires is not None:
+            own = delivery.own
+            own.expires = monotonic() + terms.expires - time.time()
+            own.timer = self.house.timers.at(own.expires, partial(self._expire, delivery))
+        if terms.priority:
+            delivery.own.priority = terms.priority
+            self._shelf.insert(delivery)
         else:
-            self._filled.clear()
-        return [loan.item for loan in loans]
+            self._append(delivery)
 
-    async def wait(self, timeout: float) -> None:
-        """Return when something may have become ready, the mailbox is closed, or ``timeout`` seconds are over."""
-        due_in = self._intake.due_in(asyncio.get_running_loop().time())
-        await happens(self._filled, timeout if due_in is None else min(timeout, due_in))
-
-    def give_back(self, loan: Loan[Delivery], delay: float, *, failed: bool) -> None:
-        """Put a delivery that is out back to its place."""
-        due = asyncio.get_running_loop().time() + delay if delay > 0 else 0.0
-        self._intake.give_back(loan, due=due, failed=failed)
-        self._filled.set()
-
-    def end(self, loan: Loan[Delivery]) -> None:
-        """A delivery is over: its key is free for another reader."""
-        self._intake.end(loan)
-        self._filled.set()
-
-    def forget(self, loan: Loan[Delivery]) -> None:
-        """Drop a delivery that nobody waits for."""
-        self._intake.forget(loan)
-        self._filled.set()
-        self._room.set()
-
-    def leave(self, reader: object) -> None:
-        """Give back, in order, all that ``reader`` has not ended."""
-        self._intake.leave(reader)
-        self._filled.set()
-
-    def close(self) -> None:
-        """End every delivery as not acknowledged, and wake all who wait."""
-        self._closed = True
-        for loan in list(self._intake):
-            loan.item.abandon()
-        self._intake = Intake()
-        self._filled.set()
-        self._room.set()
+    def _expire(self, delivery: Delivery) -> None:
+        delivery.own.timer = None
+        self.drop(delivery, Drop.EXPIRED)

@@ -28,6 +28,7 @@ from dedupe.consumer import Consumer
 from dedupe.retention import PROCESSED
 from migrations.names import MigrationError
 from migrations.runner import check_up_to_date
+from outbox.daemon.bridging import make_bridges
 from outbox.daemon.brokers import Broker, make_broker
 from outbox.daemon.days import ConsumersDays, archived, days_of
 from outbox.daemon.health import Health
@@ -72,7 +73,7 @@ def run(settings: Settings) -> int:
 def check_schemas(settings: Settings) -> None:
     """Raise `MigrationError` unless the schemas fit this version, and `psycopg.Error` if that cannot be asked."""
     postgres = settings.postgres
-    wanted = {(postgres.dsn.get_secret_value(), "outbox", postgres.schema_): None} if settings.routes else {}
+    wanted = {(postgres.dsn.get_secret_value(), "outbox", postgres.schema_): None} if settings.uses_outbox else {}
     for consumer in settings.consumers:
         wanted[(consumer.dsn or postgres.dsn).get_secret_value(), "dedupe", postgres.dedupe_schema] = None
     for dsn, track, schema in wanted:
@@ -118,21 +119,27 @@ class _Daemon:
             brokers = {name: make_broker(section, stack) for name, section in settings.sinks.items()}
             # Consumers first: an in-process subscription must be there before the first message is.
             consumers = [self._make_consumer(section, brokers) for section in settings.consumers]
+            bridges = await make_bridges(settings, brokers, self._metrics, self._health, stack)
             pump = await self._make_pump(brokers, stack) if settings.routes else None
             async with asyncio.TaskGroup() as group:
                 consuming = [group.create_task(running, name=f"consumer {consumer.name}") for consumer, running in consumers]
+                bridging = [group.create_task(bridge.run(), name="bridge") for bridge in bridges]
                 pumping = group.create_task(pump.run(), name="pump") if pump else None
                 background = [group.create_task(chore) for chore in self._chores(days)]
                 if settings.http.listen:
                     server = make_server(settings.http.listen, self._health)
                     background.append(group.create_task(server.serve()))
-                log.info("outboxd runs: %d routes, %d consumers", len(settings.routes), len(consumers))
+                log.info("outboxd runs: %d routes, %d consumers, %d bridges", len(settings.routes), len(consumers), len(bridges))
                 await self._stopping.wait()
                 self._health.drain()
-                # The pump first: in process, the consumers are what its last batches wait for.
+                # The pump first: in process, the others are what its last batches wait for.
                 if pump and pumping:
                     pump.stop()
                     await asyncio.wait({pumping})
+                for bridge in bridges:
+                    bridge.stop()
+                if bridging:
+                    await asyncio.wait(bridging)
                 for consumer, _ in consumers:
                     consumer.stop()
                 if consuming:
@@ -254,7 +261,7 @@ class _Daemon:
     def _chores(self, days: Sequence[ConsumersDays]) -> Iterator[Coroutine[Any, Any, None]]:
         """Yield what runs beside the pump and the consumers, in nobody's way: the janitor, and one for each database of consumers."""
         settings = self._settings
-        if settings.routes:
+        if settings.uses_outbox:
             yield Janitor(
                 settings.postgres.dsn.get_secret_value(),
                 self._health.note_backlog,

@@ -6,19 +6,24 @@ Clients are imported by the broker that needs them, so that an installation with
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from bridges.errors import ConfigurationError
 from bridges.topics import Destination, overlap
 from outbox.daemon.config import InProcessSection, JetStreamSection, KafkaSection
+from outbox.sink import RestoredSink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AsyncExitStack
     from datetime import timedelta
 
+    from bridges.inprocess import Broker as Embedded
+    from bridges.inprocess import Subscription
+    from bridges.message import Message
     from bridges.ports import Sink, Source
     from outbox.daemon.config import RouteSection
+    from outbox.daemon.crossings import BridgeSection
 
 
 class Broker(Protocol):
@@ -29,6 +34,9 @@ class Broker(Protocol):
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         """Return a Source for a consumer: of ``topics`` in the broker's names, or of what its handlers' patterns and the routes say."""
+
+    def source_of_bridge(self, bridge: BridgeSection, routes: Sequence[RouteSection], count_drop: Callable[[], object]) -> Source:
+        """Return a Source for a bridge, likewise. ``count_drop`` is called for each message that it drops, if that is what it is to do."""
 
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         """Return, in plain words, what is wrong with the broker's settings; nothing if all is well. Does not raise for trouble."""
@@ -68,9 +76,10 @@ class _JetStreamBroker:
     def sink(self, destination: str, *, ordered: bool = True) -> Sink:
         from bridges.jetstream import JetStreamSink
 
-        return JetStreamSink(
+        sink = JetStreamSink(
             self._connection, stream=self._section.stream, subject=destination, timeout=self._section.timeout, ordered=ordered
         )
+        return RestoredSink(sink)
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         from bridges.jetstream import JetStream, JetStreamSource
@@ -84,6 +93,9 @@ class _JetStreamBroker:
         source = JetStreamSource(connection, stream=self._section.stream, durable=consumer, subjects=subjects)
         self._stack.push_async_callback(source.close)
         return source
+
+    def source_of_bridge(self, bridge: BridgeSection, routes: Sequence[RouteSection], count_drop: Callable[[], object]) -> Source:
+        return self.source(bridge.consumer, [bridge.takes], routes, bridge.topics)
 
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         from bridges.jetstream.settings import problems
@@ -110,7 +122,7 @@ class _KafkaBroker:
     def sink(self, destination: str, *, ordered: bool = True) -> Sink:
         from bridges.kafka import KafkaSink
 
-        return KafkaSink(self._connection, topic=destination, timeout=self._section.timeout, ordered=ordered)
+        return RestoredSink(KafkaSink(self._connection, topic=destination, timeout=self._section.timeout, ordered=ordered))
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         from bridges.kafka import KafkaSource
@@ -122,6 +134,9 @@ class _KafkaBroker:
             source = KafkaSource(self._connection, group=consumer, topics=names)
         self._stack.push_async_callback(source.close)
         return source
+
+    def source_of_bridge(self, bridge: BridgeSection, routes: Sequence[RouteSection], count_drop: Callable[[], object]) -> Source:
+        return self.source(bridge.consumer, [bridge.takes], routes, bridge.topics)
 
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         from bridges.kafka.settings import problems
@@ -150,18 +165,49 @@ class _InProcessBroker:
         from bridges.inprocess import InProcessSink
 
         assert destination == "{topic}", "the configuration allows no other name"
-        return InProcessSink(self._broker, timeout=self._section.timeout, drop_unheard=self._section.drop_unheard, ordered=ordered)
+        sink = InProcessSink(self._broker, timeout=self._section.timeout, drop_unheard=self._section.drop_unheard, ordered=ordered)
+        return RestoredSink(sink)
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         from bridges.inprocess import InProcessSource
 
         return InProcessSource(self._broker, *(topics or patterns), group=consumer)
 
+    def source_of_bridge(self, bridge: BridgeSection, routes: Sequence[RouteSection], count_drop: Callable[[], object]) -> Source:
+        from bridges.inprocess import InProcessSource
+
+        buffer = bridge.buffer or self._section.buffer
+        broker = cast("Embedded", _Dropping(self._broker, count_drop)) if bridge.when_full == "drop" else self._broker
+        return InProcessSource(broker, *(bridge.topics or [bridge.takes]), group=bridge.consumer, buffer=buffer)
+
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         return []
 
     async def risks(self, routes: Sequence[RouteSection], consumed: Sequence[str], keep: timedelta | None) -> list[tuple[str, str]]:
         return []
+
+
+class _Dropping:
+    """What a source subscribes to if it is to drop what its buffer has no room for.
+
+    By a filter, which keeps a message out of this subscription and no other: of one that the broker itself drops, its publisher would be
+    told that it was not acknowledged, and send it again.
+    """
+
+    def __init__(self, broker: Embedded, count_drop: Callable[[], object]) -> None:
+        self._broker = broker
+        self._count_drop = count_drop
+
+    def subscribe(self, *patterns: str, buffer: int, **options: Any) -> Subscription:
+        def has_room(_: Message) -> bool:
+            if subscription.mailbox.queued < buffer:
+                return True
+            self._count_drop()
+            return False
+
+        # One more than ever waits: its publishers are never held up.
+        subscription = self._broker.subscribe(*patterns, buffer=buffer + 1, filter=has_room, **options)
+        return subscription
 
 
 def destinations(patterns: Sequence[str], routes: Sequence[RouteSection]) -> list[str]:

@@ -10,7 +10,9 @@ import psycopg
 from bridges.errors import ConfigurationError
 from migrations.names import MigrationError
 from outbox.daemon.app import check_schemas, load_consumer
+from outbox.daemon.bridging import written_by_bridges
 from outbox.daemon.brokers import make_broker
+from outbox.daemon.crossings import loops
 from outbox.daemon.days import connect, days_of
 from outbox.doctor import find_late_days
 
@@ -30,6 +32,7 @@ _PUMP_RIGHTS: Final = {
     "dead": "SELECT INSERT",
     "figures": "SELECT INSERT UPDATE",
 }
+_BRIDGE_RIGHTS: Final = {"messages": "INSERT", "dead": "SELECT INSERT"}
 _ARCHIVE_RIGHTS: Final = {"archive": "INSERT"}
 _CONSUMER_RIGHTS: Final = {
     "processed": "SELECT INSERT",
@@ -57,17 +60,17 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         yield finding
     async for finding in check_days(settings):
         yield finding
-    for section in settings.consumers:
-        try:
-            consumer = load_consumer(section)
-        except ConfigurationError as problem:
-            yield Finding(f"consumer {section.app}", str(problem))
-        else:
-            handled = ", ".join(consumer.patterns)
-            yield Finding(f"consumer {consumer.name} handles {handled or 'nothing'}", None if handled else "it has no handler")
+    for finding in check_consumers(settings):
+        yield finding
+    for way in loops(settings):
+        yield Finding(
+            f"WARNING: bridges {' -> '.join(way)} may feed each other: what comes back is dropped, and counted in "
+            "outbox_bridge_loops_total; mappings or topics that do not overlap would not send it",
+            None,
+        )
     async with AsyncExitStack() as stack:
         for name, broker_section in settings.sinks.items():
-            routes = [route for route in settings.routes if route.sink == name]
+            routes = [route for route in settings.routes if route.sink == name] + written_by_bridges(settings, name)
             try:
                 problems = await make_broker(broker_section, stack).problems(routes)
             except ConfigurationError as problem:
@@ -77,6 +80,18 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
                 yield Finding(what, found)
             if not problems:
                 yield Finding(what, None)
+
+
+def check_consumers(settings: Settings) -> Iterator[Finding]:
+    """Load the consumers, and see whether they handle anything."""
+    for section in settings.consumers:
+        try:
+            consumer = load_consumer(section)
+        except ConfigurationError as problem:
+            yield Finding(f"consumer {section.app}", str(problem))
+        else:
+            handled = ", ".join(consumer.patterns)
+            yield Finding(f"consumer {consumer.name} handles {handled or 'nothing'}", None if handled else "it has no handler")
 
 
 def check_postgres(settings: Settings) -> Iterator[Finding]:
@@ -96,6 +111,9 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
             if settings.routes:
                 archives = any(route.archive for route in settings.routes)
                 yield _check_rights(connection, "the pump", schema, _PUMP_RIGHTS | (_ARCHIVE_RIGHTS if archives else {}))
+            if settings.bridges:
+                yield _check_rights(connection, "the bridges", schema, _BRIDGE_RIGHTS)
+                yield _check_sequence(connection, schema)
             if any(consumer.dsn is None for consumer in settings.consumers):
                 yield _check_rights(connection, "the consumers", settings.postgres.dedupe_schema, _CONSUMER_RIGHTS)
     except psycopg.Error as problem:
@@ -135,3 +153,12 @@ def _check_rights(connection: psycopg.Connection, who: str, schema: str, rights:
     ]
     role = connection.info.user
     return Finding(f"rights of {who} in schema {schema}", f"the role {role} lacks {', '.join(missing)}" if missing else None)
+
+
+def _check_sequence(connection: psycopg.Connection, schema: str) -> Finding:
+    """Look at what a table's owner alone may do, if nobody else is allowed to: draw a position that is not of a new row of messages."""
+    sequence = connection.execute("SELECT pg_get_serial_sequence(%s, 'position')", (f'"{schema}".messages',)).fetchone()
+    assert sequence is not None
+    allowed = connection.execute("SELECT has_sequence_privilege(%s, 'USAGE')", sequence).fetchone() == (True,)
+    problem = None if allowed else f"the role {connection.info.user} lacks USAGE on the sequence {sequence[0]}"
+    return Finding("positions for the dead letters of bridges", problem)

@@ -28,6 +28,7 @@ from bridges.router import PATIENCE
 from bridges.security import Mechanism, Security
 from bridges.topics import Destination, Pattern
 from migrations.names import MigrationError, check_schema_name
+from outbox.daemon.crossings import BridgeSection, check_bridges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -329,6 +330,7 @@ class Settings(BaseSettings):
     sinks: dict[str, SinkSection] = Field(default_factory=dict)
     routes: list[RouteSection] = Field(default_factory=list)
     consumers: list[ConsumerSection] = Field(default_factory=list)
+    bridges: list[BridgeSection] = Field(default_factory=list)
     dedupe: DedupeSection = DedupeSection()
     http: HttpSection = HttpSection()
     telemetry: TelemetrySection = TelemetrySection()
@@ -356,8 +358,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_names(self) -> Settings:
         known = ", ".join(self.sinks) or "none"
-        if not self.routes and not self.consumers:
-            msg = "routes: nothing to do: at least one of [[routes]] or [[consumers]] is needed"
+        if not self.routes and not self.consumers and not self.bridges:
+            msg = "routes: nothing to do: at least one of [[routes]], [[consumers]] or [[bridges]] is needed"
             raise ValueError(msg)
         for place, route in enumerate(self.routes):
             sink = self.sinks.get(route.sink)
@@ -378,6 +380,11 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_bridges(self) -> Settings:
+        check_bridges(self)
+        return self
+
+    @model_validator(mode="after")
     def _check_timeouts(self) -> Settings:
         for name, section in self.sinks.items():
             if section.timeout + PATIENCE > self.pump.publish_timeout:
@@ -385,6 +392,11 @@ class Settings(BaseSettings):
                 msg = f"sinks.{name}.timeout: {section.timeout:g} must be at most {most:g}, pump.publish_timeout less {PATIENCE:g}"
                 raise ValueError(msg)
         return self
+
+    @property
+    def uses_outbox(self) -> bool:
+        """Whether there is anything to be in the outbox: messages, or the dead letters of bridges."""
+        return bool(self.routes or self.bridges)
 
     def source_of(self, consumer: ConsumerSection) -> str:
         """Return the name of the sink whose broker the consumer consumes from."""

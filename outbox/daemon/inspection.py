@@ -20,6 +20,7 @@ from migrations.names import MigrationError
 from migrations.runner import check_up_to_date
 from outbox import doctor
 from outbox.daemon.app import load_consumer
+from outbox.daemon.bridging import written_by_bridges
 from outbox.daemon.brokers import destinations, make_broker
 from outbox.daemon.config import checked_dsn, load, schemas_in_environment
 from outbox.daemon.days import days_of
@@ -140,7 +141,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     dsn, schema = settings.postgres.dsn.get_secret_value(), settings.postgres.schema_
     unknown = []
     try:
-        if settings.routes:
+        if settings.uses_outbox:
             await asyncio.to_thread(_check_schema, dsn, schema)
         async for finding in _diagnose_postgres(settings, dsn):
             yield finding
@@ -154,7 +155,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield finding
     async with AsyncExitStack() as stack:
         for name, section in settings.sinks.items():
-            routes = [route for route in settings.routes if route.sink == name]
+            routes = [route for route in settings.routes if route.sink == name] + written_by_bridges(settings, name)
             consumed = [
                 topic
                 for consumer in settings.consumers

@@ -1,17 +1,20 @@
-"""InProcessSink with a subscriber behind it that keeps what it acknowledges."""
+"""InProcessSink with a subscriber behind it that keeps what it acknowledges, and with a durable log in its place."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from errno import EIO
 from typing import TYPE_CHECKING
 
 from bridges.inprocess import Broker, InProcessSink
+from bridges.inprocess.durable import DurableLog
 from bridges.ports import Reason, Sink
 from tests.contracts.messages import message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from bridges.message import Message
 
@@ -91,3 +94,84 @@ async def inprocess_sink(topics: Sequence[str] = ("orders.created", "orders.paid
         yield harness
     finally:
         await harness.go_away()
+
+
+class FaultyLog:
+    """A durable log on a disk that may be away, or say nothing."""
+
+    def __init__(self, log: DurableLog) -> None:
+        self._log = log
+        self.away = False
+        self.going = asyncio.Event()
+        self.going.set()
+        self.durable = log.durable
+        self.read, self.offset_at, self.close = log.read, log.offset_at, log.close
+
+    @property
+    def first(self) -> int:
+        return self._log.first
+
+    @property
+    def next(self) -> int:
+        return self._log.next
+
+    async def append(self, messages: Sequence[Message], time: float) -> int:
+        await self.going.wait()
+        if self.away:
+            raise OSError(EIO, "the disk is away")
+        return await self._log.append(messages, time)
+
+
+class DurableSinkHarness:
+    """The destination is the log: there are no subscriptions at all."""
+
+    answers_within = TIMEOUT + 1.0
+    cancelled_within = 1.0
+    outage = frozenset({Reason.MISSING})
+
+    def __init__(self, topics: Sequence[str], log: DurableLog) -> None:
+        self.topics = topics
+        self._log = FaultyLog(log)
+        self.broker = Broker()
+        self.broker.keep("orders.>", self._log)
+        self.sink: Sink = InProcessSink(self.broker, timeout=TIMEOUT, max_payload=LIMIT)
+
+    async def stored(self) -> list[Message]:
+        return [entry.message for entry in self._log.read(self._log.first, self._log.next)]
+
+    async def come_back(self) -> None:
+        self._log.away = False
+
+    async def go_away(self) -> None:
+        self._log.away = True
+
+    async def freeze(self) -> None:
+        self._log.going.clear()
+
+    async def thaw(self) -> None:
+        self._log.going.set()
+
+    def too_large(self) -> list[Message]:
+        return [message(self.topics[1], size=LIMIT + 1)]
+
+    def invalid(self) -> list[Message]:
+        return [message(topic) for topic in ("with blank", "wild.*", "empty..token", "$SYS.x", "")]
+
+    def unordered(self) -> Sink:
+        return InProcessSink(self.broker, timeout=TIMEOUT, max_payload=LIMIT, ordered=False)
+
+    def without_destination(self) -> Sink:
+        self._other = Broker()
+        return InProcessSink(self._other, timeout=TIMEOUT)
+
+    async def make_destination(self) -> None:
+        self._other.keep("orders.>", self._log)
+
+
+@asynccontextmanager
+async def durable_sink(folder: Path, topics: Sequence[str] = ("orders.created", "orders.paid")) -> AsyncIterator[DurableSinkHarness]:
+    log = await DurableLog.open(folder)
+    try:
+        yield DurableSinkHarness(topics, log)
+    finally:
+        await log.close()

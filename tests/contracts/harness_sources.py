@@ -12,6 +12,9 @@ from aiokafka import AIOKafkaProducer
 from nats.js.api import StreamConfig
 
 from bridges.inprocess import Broker, InProcessSource
+from bridges.inprocess.cursors import DurableCursors
+from bridges.inprocess.durable import DurableLog
+from bridges.inprocess.keeping import LogSettings
 from bridges.jetstream import JetStream, JetStreamSource
 from bridges.kafka import Kafka, KafkaSource
 from outbox.source import OutboxSource
@@ -23,6 +26,7 @@ from tests.contracts.wire import to_kafka, to_nats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from bridges.message import Message
     from bridges.ports import Source
@@ -38,7 +42,7 @@ class InProcessSourceHarness:
 
     def __init__(self) -> None:
         self._broker = Broker()
-        self.source: Source = InProcessSource(self._broker, retry=RETRY)
+        self.source = InProcessSource(self._broker, retry=RETRY)
 
     async def feed(self, messages: Sequence[Message]) -> None:
         for each in messages:
@@ -55,8 +59,54 @@ class InProcessSourceHarness:
         """The same: its place in the broker ends with it."""
         return self.source
 
-    async def dead(self) -> None:
-        return None
+    async def dead(self) -> dict[object, str]:
+        return {letter.message.id: letter.reason for letter in self._broker.dead_letters.list()}
+
+
+class DurableSourceHarness:
+    """A durable name at a log on disk. Made again, everything is: broker, log and cursors."""
+
+    topics = ("orders.created", "orders.paid")
+    redelivers_within = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.source: InProcessSource
+
+    async def make(self) -> InProcessSource:
+        self._broker = Broker()
+        log = await DurableLog.open(self._folder / "log", LogSettings(fsync="never"))
+        self._broker.keep("orders.>", log, await DurableCursors.open(self._folder / "cursors", fsync="never"))
+        self.source = InProcessSource(self._broker, "orders.>", durable="contract", start="beginning", retry=RETRY)
+        return self.source
+
+    async def feed(self, messages: Sequence[Message]) -> None:
+        for each in messages:
+            await self._broker.publish(each)
+
+    async def go_away(self) -> None:
+        await self._broker.aclose()
+
+    async def come_back(self) -> None:
+        msg = "a broker in this process ends with it; a source does not come back, it is made again"
+        raise AssertionError(msg)
+
+    async def made_again(self) -> Source:
+        await self.go_away()
+        return await self.make()
+
+    async def dead(self) -> dict[object, str]:
+        return {letter.message.id: letter.reason for letter in self._broker.dead_letters.list()}
+
+
+@asynccontextmanager
+async def durable_source(folder: Path) -> AsyncIterator[DurableSourceHarness]:
+    harness = DurableSourceHarness(folder)
+    await harness.make()
+    try:
+        yield harness
+    finally:
+        await harness.go_away()
 
 
 class JetStreamSourceHarness:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridges.errors import InvalidPattern
-from bridges.topics import Destination, Pattern, covers, overlap
+from bridges.topics import Destination, Mapping, Pattern, covers, overlap
 
 TOKENS = ("a", "b")
 TOPICS = [".".join(tokens) for length in range(1, 6) for tokens in product(TOKENS, repeat=length)]
@@ -82,3 +82,43 @@ def test_a_text_is_a_pattern_or_refused_as_one(text: str) -> None:
 def test_a_destination_maps_patterns_as_it_maps_topics(topic: str, pattern: str) -> None:
     destination = Destination("shop.{topic}")
     assert Pattern(pattern).matches(topic) == Pattern(destination.of(pattern)).matches(destination.of(topic))
+
+
+@st.composite
+def mappings(draw: st.DrawFn) -> Mapping:
+    pattern = draw(patterns)
+    wildcards = sum(token in {"*", ">"} for token in pattern.split("."))
+    names = st.sampled_from(["{topic}", *(f"{{{n}}}" for n in range(1, wildcards + 1))])
+    # A brace would be taken for the beginning of a name.
+    pieces = st.lists(st.one_of(names, st.sampled_from(["a", "b", "-", "é"])), min_size=1, max_size=3).map("".join)
+    return Mapping(f"{pattern} -> {'.'.join(draw(st.lists(pieces, min_size=1, max_size=4)))}")
+
+
+@given(mappings(), st.data())
+def test_what_a_mapping_makes_is_the_template_with_each_name_replaced(mapping: Mapping, data: st.DataObject) -> None:
+    fill = {"*": words, ">": topics}
+    topic = ".".join(data.draw(fill.get(token, st.just(token))) for token in mapping.pattern.text.split("."))
+    made = mapping.of(topic)
+    captures = mapping.pattern.captures(topic)
+    assert made is not None
+    assert captures is not None
+    expected = mapping.text.partition(" -> ")[2].replace("{topic}", topic)
+    for n, what in enumerate(captures, start=1):
+        expected = expected.replace(f"{{{n}}}", what)
+    assert made == expected
+    assert Pattern(mapping.image).matches(made)
+
+
+@given(mappings(), topics)
+def test_a_mapping_is_for_the_topics_of_its_pattern_and_for_no_other(mapping: Mapping, topic: str) -> None:
+    assert (mapping.of(topic) is not None) == mapping.pattern.matches(topic)
+
+
+@given(st.text(st.sampled_from("ab.*>{}12- "), max_size=12), topics)
+def test_a_text_is_a_mapping_or_refused_as_one(text: str, topic: str) -> None:
+    """No other exception, neither when it is made nor when it is used."""
+    try:
+        mapping = Mapping(f"a.*.> -> {text}")
+    except InvalidPattern:
+        return
+    assert mapping.of(f"a.b.{topic}")

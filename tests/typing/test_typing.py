@@ -16,6 +16,7 @@ from __future__ import annotations
 import psycopg
 
 from bridges import Bridge, Message, Outcome, Published, Reason, Released, Retry, Source
+from bridges.inprocess import Broker, Functions, Topic
 from dedupe import Consumer
 from outbox import Draft, Outbox
 
@@ -66,6 +67,26 @@ def look(message: Message, outcome: Outcome) -> None:
     Released("because")  # arg-type
     Retry(Reason.HANDLER, after="soon")  # arg-type
     Published().duplicate = True  # misc
+
+
+NUMBERS = Topic[int]("numbers", codec=Functions(lambda number: str(number).encode(), int))
+WRONG = Topic[str]("words", codec=Functions(lambda number: str(number).encode(), int))  # arg-type
+
+
+async def travel(broker: Broker, message: Message) -> None:
+    await NUMBERS.publish(broker, "seven")  # arg-type
+    await NUMBERS.publish(broker, 7, priority="high")  # arg-type
+    NUMBERS.publish(broker, 7)  # unused-coroutine
+    NUMBERS.subscribe(broker, policy="drop_random")  # typeddict-item arg-type
+    NUMBERS.subscribe(broker, colour="red")  # call-arg
+    async with NUMBERS.subscribe(broker) as subscription:
+        async for received in subscription:
+            word: str = received.value  # assignment
+    broker.subscribe("a", policy="drop_random")  # arg-type
+    broker.subscribe("a", ack="never")  # arg-type
+    broker.publish(message)  # unused-coroutine
+    await broker.publish(message, deliver_at=5)  # arg-type
+    await broker.publish_and_wait(message)  # call-arg
 """
 
 FOUND = re.compile(r"^mistakes\.py:(\d+): error: .*\[([a-z-]+)\]$")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from bridges import (
     Sink,
     Source,
 )
-from bridges.inprocess import Broker, InProcessSink, InProcessSource
+from bridges.inprocess import Broker, DataclassCodec, Delivery, Functions, InProcessSink, InProcessSource, MemoryLog, Tenants, Topic
 from bridges.jetstream import JetStream, JetStreamSink, JetStreamSource
 from bridges.kafka import Kafka, KafkaSink, KafkaSource
 from dedupe import Consumer, Handler, HandlerSink, first_time
@@ -98,9 +99,42 @@ async def run(dsn: str) -> None:
     bridge.stop()
 
 
+@dataclass
+class OrderCreated:
+    order: str
+    amount: int = 0
+
+
+ORDERS = Topic[OrderCreated]("orders.created", codec=DataclassCodec(OrderCreated))
+WORDS = Topic[str]("words", codec=Functions(str.encode, bytes.decode, "text/plain"))
+
+
+async def in_process(message: Message) -> tuple[int, str]:
+    async with Broker(buffer=10) as broker:
+        broker.keep("words", MemoryLog(max_messages=100))
+        async with (
+            ORDERS.subscribe(broker, group="billing", policy="drop_oldest", tenants=Tenants(rate=5.0)) as orders,
+            WORDS.subscribe(broker, start="beginning") as words,
+            broker.subscribe(">", policy="block", filter=lambda message: message.key is not None) as everything,
+        ):
+            await ORDERS.publish(broker, OrderCreated("o-1"), key="o-1", ttl=5.0, deliver_at=datetime.now(UTC))
+            sent: list[Delivery] = await broker.publish_and_wait(message, 5.0, until="acknowledged")
+            answer: Message = await broker.request(message, timeout=1.0)
+            async for delivery in everything:
+                await delivery.reply(answer.payload)
+                delivery.nack(1.0)
+            async for received in orders:
+                amount: int = received.value.amount
+                received.delivery.ack()
+                async for word in words:
+                    text: str = word.value
+                    return amount + len(sent) + broker.figures().topics["words"].published, text
+    return 0, ""
+
+
 async def by_hand(connection: psycopg.AsyncConnection[Any], message: Message) -> bool:
     new: set[UUID] = await first_time(connection, "billing", [message.id])
     return message.id in new
 
 
-__all__ = ["HandlerSink", "by_hand", "pay", "pay_many", "reasons", "run", "same"]
+__all__ = ["HandlerSink", "by_hand", "in_process", "pay", "pay_many", "reasons", "run", "same"]

@@ -53,7 +53,7 @@ async def test_a_member_that_waits_is_woken_when_it_leaves() -> None:
 
 async def test_a_full_buffer_blocks_the_publisher_until_there_is_room() -> None:
     broker = Broker()
-    async with broker.subscribe(buffer=1) as subscription:
+    async with broker.subscribe(buffer=1, policy="block") as subscription:
         await broker.publish(made())
         publishing = asyncio.create_task(broker.publish(made()))
         await asyncio.sleep(0)
@@ -68,7 +68,8 @@ async def test_a_subscription_ends_with_its_scope_and_leaves_nothing_behind() ->
     for _ in range(100):
         async with broker.subscribe("a"):
             pass
-    assert not broker._subscriptions
+    assert not broker.figures().subscriptions
+    assert not broker.hears("a")
     task = asyncio.current_task()
     assert task is not None
     assert not [

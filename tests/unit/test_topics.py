@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridges.errors import InvalidPattern
-from bridges.topics import Destination, Pattern, covers, overlap
+from bridges.topics import Destination, Mapping, Pattern, covers, overlap
 
 
 @pytest.mark.parametrize(
@@ -153,3 +153,74 @@ def test_a_destination_with_a_stray_brace_is_refused(template: str) -> None:
     """Taken as it stands: with the first, every message of the route goes to the one subject ``shop.{topic``."""
     with pytest.raises(InvalidPattern):
         Destination(template)
+
+
+@pytest.mark.parametrize(
+    ("text", "topic", "mapped"),
+    [
+        ("orders.*.> -> shop.{1}.{2}", "orders.eu.created.v1", "shop.eu.created.v1"),
+        ("orders.*.> -> shop.{2}.{1}", "orders.eu.created.v1", "shop.created.v1.eu"),
+        ("orders.*.> -> shop.{1}.{2}", "orders.eu", None),
+        ("*.* -> {2}-{1}", "a.b", "b-a"),
+        ("> -> {1}", "a.b", "a.b"),
+        ("> -> all", "a.b", "all"),
+        ("a.> -> copy.{topic}", "a.b", "copy.a.b"),
+        ("a.b->c.d", "a.b", "c.d"),
+        ("a.* -> {1}.{1}", "a.b", "b.b"),
+    ],
+)
+def test_a_mapping_puts_in_what_the_wildcards_stand_for(text: str, topic: str, mapped: str | None) -> None:
+    assert Mapping(text).of(topic) == mapped
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("orders.>", "must be a pattern, an arrow and a destination"),
+        ("a -> b -> c", "must be a pattern, an arrow and a destination"),
+        ("", "must be a pattern, an arrow and a destination"),
+        ("a.>.b -> c", "pattern 'a.>.b': token 2 is '>', which may only stand at the end"),
+        ("a..b -> c", "pattern 'a..b': token 2 is empty"),
+        (" -> c", "pattern '': token 1 is empty"),
+        ("a.* -> c.{2}", "token 2 of the destination names {2}, which is not there: the pattern has 1 wildcard, counted from {1}"),
+        ("a -> c.d.{1}", "token 3 of the destination names {1}, which is not there: the pattern has 0 wildcards"),
+        ("a.* -> c.{0}", "token 2 of the destination names {0}"),
+        ("a.* -> c.{01}", "token 2 of the destination names {01}"),
+        ("a.* -> c.{}", "token 2 of the destination names {}"),
+        ("a.* -> {tpoic}", "token 1 of the destination names {tpoic}"),
+        ("a.* -> ", "token 1 of the destination is empty"),
+        ("a.* -> c..{1}", "token 2 of the destination is empty"),
+        ("a.* -> c.", "token 2 of the destination is empty"),
+        ("a.* -> c.*", "token 2 of the destination, '*', cannot be part of a topic"),
+        ("a.* -> c d", "token 1 of the destination, 'c d', cannot be part of a topic"),
+        ("a.* -> $JS.{1}", "token 1 of the destination, '$JS', cannot be part of a topic"),
+        ("a.* -> c.{1", "token 2 of the destination, '{1', has a brace"),
+        ("a.* -> c.1}", "token 2 of the destination, '1}', has a brace"),
+        ("a.* -> {{1}}", "token 1 of the destination, '{{1}}', has a brace"),
+        (f"a.* -> {'x' * 300}", "token 1 of the destination"),
+        (f"a.* -> {'.'.join(['xxxx'] * 60)}", "the destination: topic: is 299 bytes"),
+    ],
+)
+def test_a_mapping_that_means_nothing_is_refused_with_its_text_and_place(text: str, says: str) -> None:
+    with pytest.raises(InvalidPattern) as caught:
+        Mapping(text)
+    assert says in str(caught.value)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "image"),
+    [
+        ("orders.*.> -> shop.{1}.{2}", "shop.*.>"),
+        ("orders.*.> -> shop.{2}.{1}", "shop.>"),
+        ("a.> -> copy.{topic}", "copy.a.>"),
+        ("a.* -> copy.{topic}.x", "copy.a.*.x"),
+        ("a.* -> x-{1}.y", "*.y"),
+        ("a.> -> b.x-{1}.y", "b.>"),
+        ("a.* -> b.x-{topic}.y", "b.>"),
+        ("a.b -> c.d", "c.d"),
+    ],
+)
+def test_the_image_of_a_mapping_is_a_pattern_for_all_that_it_makes(text: str, image: str) -> None:
+    assert Mapping(text).image == image
+    assert repr(Mapping(text)) == f"Mapping({text!r})"

@@ -1,0 +1,194 @@
+"""What a durable broker keeps beside its logs: how far each subscription has come, and what is not due yet.
+
+Both are tables on a small compacted log, so that what holds for a log holds for them: group commit, recovery, one owner, an end to their
+growth. They are read once, when they are opened, and are in memory from then on.
+"""
+
+from __future__ import annotations
+
+from struct import Struct, pack, unpack
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
+from uuid import UUID
+
+from bridges.inprocess.codec import decode, encode
+from bridges.inprocess.durable import DurableLog
+from bridges.inprocess.keeping import LogSettings
+from bridges.message import Message
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from bridges.inprocess.recovery import RecoveryReport
+
+_NOBODY: Final = UUID(int=0)
+_DUE: Final = Struct(">d")
+_PAGE: Final = 1000
+
+
+class _Table:
+    """The newest value of each key, on a log that is compacted."""
+
+    def __init__(self, log: DurableLog) -> None:
+        self._log = log
+        self._rows: dict[str, bytes] = {}
+        position = log.first
+        while entries := log.read(position, _PAGE):
+            for entry in entries:
+                self._note(entry.message.key or "", entry.message.payload)
+            position = entries[-1].offset + 1
+
+    @property
+    def recovery(self) -> RecoveryReport:
+        """What opening it did."""
+        return self._log.recovery
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the keys with their values."""
+        return iter(self._rows.items())
+
+    def get(self, key: str) -> bytes:
+        """Return the value; nothing if there is none."""
+        return self._rows.get(key, b"")
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store a value for the key; nothing takes the key out. Returns when it is stored. Raises as `DurableLog.append`."""
+        await self._log.append([Message(_NOBODY, "table", value, key)], 0.0)
+        self._note(key, value)  # appends are answered in the order of their calls: of two under way, the later one wins
+
+    async def close(self) -> None:
+        """Store what is to be stored and let go of everything. Any number of times."""
+        await self._log.close()
+
+    def _note(self, key: str, value: bytes) -> None:
+        if value:
+            self._rows[key] = value
+        else:
+            self._rows.pop(key, None)
+
+
+async def _open(
+    folder: str | os.PathLike[str], fsync: Literal["always", "never"] | float, segment_bytes: int, *, skip_corrupt: bool
+) -> _Table:
+    settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes, compact=True)
+    return _Table(await DurableLog.open(folder, settings, skip_corrupt=skip_corrupt))
+
+
+class DurableCursors:
+    """How far each durable subscription has come: a `bridges.inprocess.log.CursorStore` on disk, got from `open`.
+
+    Attributes:
+        recovery: what opening it did.
+    """
+
+    def __init__(self, table: _Table) -> None:
+        self._table = table
+        self.recovery = table.recovery
+
+    @classmethod
+    async def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        fsync: Literal["always", "never"] | float = "always",
+        segment_bytes: int = 1 << 20,
+        skip_corrupt: bool = False,
+    ) -> Self:
+        """Open the store in a folder of its own. The arguments are those of `LogSettings`; raises as `DurableLog.open`.
+
+        A cursor that is lost with a window that was not synced yet costs duplicates, no message.
+        """
+        return cls(await _open(folder, fsync, segment_bytes, skip_corrupt=skip_corrupt))
+
+    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
+        """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored.
+
+        What it takes up grows with the gaps between those in ``acked``, not with their number.
+        """
+        runs: list[int] = []
+        for offset in sorted(acked):
+            if runs and runs[-1] == offset:
+                runs[-1] += 1
+            else:
+                runs += offset, offset + 1
+        await self._table.put(name, pack(f">{len(runs) + 1}Q", acked_below, *runs))
+
+    def load(self, name: str) -> tuple[int, set[int]] | None:
+        """Return what was saved last for the name; None if nothing was."""
+        value = self._table.get(name)
+        if not value:
+            return None
+        acked_below, *runs = unpack(f">{len(value) // 8}Q", value)
+        return acked_below, {offset for begin, end in zip(runs[::2], runs[1::2], strict=True) for offset in range(begin, end)}
+
+    async def forget(self, name: str) -> None:
+        """Remove what was saved for the name: the subscription is gone for good."""
+        await self._table.put(name, b"")
+
+    def names(self) -> list[str]:
+        """Return the names that something is saved for."""
+        return [name for name, _ in self._table.items()]
+
+    async def close(self) -> None:
+        """Store what is to be stored and let go of everything. Any number of times."""
+        await self._table.close()
+
+
+class Pending(NamedTuple):
+    """A message that waits for its time.
+
+    Attributes:
+        number: names it to `DurableTimers.remove`.
+        due: Unix seconds.
+        message: what is to be delivered then.
+    """
+
+    number: int
+    due: float
+    message: Message
+
+
+class DurableTimers:
+    """Messages that are not due yet, on disk; got from `open`. It keeps them, and leaves to its owner to watch the clock.
+
+    Attributes:
+        recovery: what opening it did.
+    """
+
+    def __init__(self, table: _Table) -> None:
+        self._table = table
+        self._last = max((int(number) for number, _ in table.items()), default=0)
+        self.recovery = table.recovery
+
+    @classmethod
+    async def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        fsync: Literal["always", "never"] | float = "always",
+        segment_bytes: int = 16 << 20,
+        skip_corrupt: bool = False,
+    ) -> Self:
+        """Open the timers in a folder of their own. The arguments are those of `LogSettings`; raises as `DurableLog.open`."""
+        return cls(await _open(folder, fsync, segment_bytes, skip_corrupt=skip_corrupt))
+
+    async def add(self, due: float, message: Message) -> Pending:
+        """Keep a message until it is removed. Returns when it is stored."""
+        self._last += 1
+        pending = Pending(self._last, due, message)
+        await self._table.put(str(pending.number), _DUE.pack(due) + encode(message))
+        return pending
+
+    async def remove(self, number: int) -> None:
+        """It has been delivered, or is not wanted any more. Returns when that is stored; any number of times."""
+        if self._table.get(str(number)):
+            await self._table.put(str(number), b"")
+
+    def pending(self) -> list[Pending]:
+        """Return all that waits, the first due first."""
+        waiting = [Pending(int(number), _DUE.unpack_from(value)[0], decode(value[_DUE.size :])) for number, value in self._table.items()]
+        return sorted(waiting, key=lambda pending: (pending.due, pending.number))
+
+    async def close(self) -> None:
+        """Store what is to be stored and let go of everything. Any number of times."""
+        await self._table.close()

@@ -1,0 +1,74 @@
+"""What a log is: the messages of some topics in the order of their publishing, each at an offset, for those who read later.
+
+`bridges.inprocess.memory.MemoryLog` keeps them in memory, `bridges.inprocess.segments.SegmentLog` on disk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bridges.message import Message
+
+
+class Entry(NamedTuple):
+    """One message in a log.
+
+    Where a log compacts by key, an entry with a key and an empty payload is a tombstone: it takes the key out of the log, and
+    goes itself with the next compaction but one, so that whoever reads along has seen it.
+
+    Attributes:
+        offset: its place, counted from 0; never used again.
+        time: Unix seconds, as given when it was appended.
+        message: what was published. Its headers may hold ``outbox-`` names that say when it is due, and until when it is good.
+    """
+
+    offset: int
+    time: float
+    message: Message
+
+
+class Log(Protocol):
+    """A place where messages stay after they were delivered, as long as its retention says."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether what `append` has answered for outlives this process."""
+
+    @property
+    def first(self) -> int:
+        """The oldest offset that retention has not evicted; `next` if there is nothing. Compaction does not move it."""
+
+    @property
+    def next(self) -> int:
+        """The offset that the next entry will get; everything below it can be read."""
+
+    async def append(self, messages: Sequence[Message], time: float) -> int:
+        """Store the messages, in order and together, and return the first offset when they are stored as durably as configured."""
+
+    def read(self, offset: int, limit: int) -> list[Entry]:
+        """Return up to ``limit`` entries from ``offset`` on; fewer, or none, only at the end. Offsets may have gaps (compaction).
+
+        Raises `bridges.errors.Evicted`, which knows the first offset that is left, if ``offset`` is below `first`.
+        """
+
+    def offset_at(self, time: float) -> int:
+        """Return the first offset whose entry was appended at ``time`` (Unix seconds) or later; `next` if there is none."""
+
+    async def close(self) -> None:
+        """Store what is to be stored and let go of everything. Any number of times."""
+
+
+class CursorStore(Protocol):
+    """How far each durable subscription has come; kept beside a durable log."""
+
+    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
+        """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored."""
+
+    def load(self, name: str) -> tuple[int, set[int]] | None:
+        """Return what was saved last for the name; None if nothing was."""
+
+    async def close(self) -> None:
+        """Store what is to be stored and let go of everything. Any number of times."""

@@ -1,0 +1,90 @@
+"""Which mailboxes a topic reaches: looked up once a topic, and remembered until a subscription begins or ends."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from bridges.inprocess.settings import Policy
+from bridges.inprocess.stats import Counts, TopicCounts
+from bridges.inprocess.trie import Trie
+from bridges.message import check_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bridges.inprocess.kept import KeptLog, KeptLogs
+    from bridges.inprocess.mailbox import Mailbox
+    from bridges.topics import Pattern
+
+log = logging.getLogger("outboxd.inprocess")
+
+MAX_ROUTES: Final = 10_000
+"""Topics that are remembered."""
+
+
+class Route:
+    """Where the messages of one topic go.
+
+    Attributes:
+        boxes: into which they are put.
+        fed: which read them from the log.
+        kept: the log, if one keeps the topic.
+        counts: the counters of the topic.
+    """
+
+    __slots__ = ("boxes", "counts", "fed", "kept")
+
+    def __init__(self, boxes: Sequence[Mailbox], fed: Sequence[Mailbox], kept: KeptLog | None, counts: Counts) -> None:
+        self.boxes = boxes
+        self.fed = fed
+        self.kept = kept
+        self.counts = counts
+
+
+class Routes:
+    """The mailboxes by pattern."""
+
+    def __init__(self, logs: KeptLogs) -> None:
+        self.known: dict[str, Route] = {}
+        """Routes by topic; what is not here is looked up with `find`."""
+        self.counts = TopicCounts()
+        self._logs = logs
+        self._trie: Trie[Mailbox] = Trie()
+
+    def find(self, topic: str) -> Route:
+        """Look a topic up. Raises `InvalidMessage` for one that cannot be."""
+        check_topic(topic)
+        found = self._trie.match(topic)
+        fed = tuple(box for box in found if box.fed)
+        route = Route(tuple(box for box in found if not box.fed), fed, self._logs.of(topic), self.counts.of(topic) if found else Counts())
+        blocking = [box.name for box in route.boxes if box.settings.policy == Policy.BLOCK]
+        if len(blocking) > 1 and not route.counts.warned:
+            route.counts.warned = True
+            log.warning(
+                "%r has %d subscriptions that block: each waits for the slowest: %s", topic, len(blocking), ", ".join(sorted(blocking))
+            )
+        if len(self.known) >= MAX_ROUTES:
+            self.known.clear()
+        self.known[topic] = route
+        return route
+
+    def add(self, patterns: Sequence[Pattern], box: Mailbox) -> None:
+        """Let a mailbox have what matches."""
+        for pattern in patterns:
+            self._trie.add(pattern.text, box)
+        self.known.clear()
+        if box.settings.policy == Policy.BLOCK:
+            for pattern in patterns:
+                if not pattern.text.endswith(">") and "*" not in pattern.text:
+                    self.find(pattern.text)  # to warn where it is plain already
+
+    def remove(self, patterns: Sequence[Pattern], box: Mailbox) -> None:
+        """Let it have no more."""
+        for pattern in patterns:
+            self._trie.remove(pattern.text, box)
+        self.known.clear()
+
+    def forget(self) -> None:
+        """Look everything up anew."""
+        self.known.clear()

@@ -1,0 +1,83 @@
+"""A broker on a durable log, killed: what was published is delivered, what was not acknowledged is delivered again, timers go off."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from subprocess import PIPE, Popen
+from uuid import UUID
+
+from bridges.inprocess import Broker
+from bridges.inprocess.cursors import DurableCursors
+from bridges.inprocess.durable import DurableLog
+from bridges.message import Message
+
+
+async def broker_on(folder: Path) -> tuple[Broker, DurableLog]:
+    log = await DurableLog.open(folder / "log")
+    broker = Broker()
+    broker.keep("orders.>", log, await DurableCursors.open(folder / "cursors", fsync=5))
+    return broker, log
+
+
+def numbered(number: int) -> Message:
+    return Message(UUID(int=number), "orders.created", b"%d" % number, key=str(number % 5))
+
+
+async def work(folder: Path) -> None:
+    """Publish for ever, every tenth message for a little later, and acknowledge all but some."""
+    broker, log = await broker_on(folder)
+    number = log.next
+
+    async def handle() -> None:
+        async with broker.subscribe("orders.>", durable="billing", ack="explicit", buffer=100) as subscription:
+            async for delivery in subscription:
+                if random.random() < 0.9:
+                    os.write(1, b"handled %s\n" % delivery.payload)
+                    delivery.ack()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(handle())
+        while True:
+            later = datetime.now(UTC) + timedelta(milliseconds=200) if number % 10 == 0 else None
+            await broker.publish(numbered(number), deliver_at=later)
+            os.write(1, b"published %d\n" % number)
+            number += 1
+
+
+def killed_after(lines: int, folder: Path, published: set[int], handled: set[int]) -> None:
+    with Popen([sys.executable, "-m", "tests.integration.test_durable_broker", str(folder)], stdout=PIPE, text=True) as process:
+        assert process.stdout
+        for count, line in enumerate(process.stdout):
+            what, number = line.split()
+            (published if what == "published" else handled).add(int(number))
+            if count == lines:
+                process.kill()
+
+
+async def test_whatever_was_published_before_a_kill_is_delivered_and_timers_go_off(tmp_path: Path) -> None:
+    published: set[int] = set()
+    handled: set[int] = set()
+    for _ in range(5):
+        await asyncio.to_thread(killed_after, 300, tmp_path, published, handled)
+    broker, log = await broker_on(tmp_path)
+    assert published <= set(range(log.next))
+    async with asyncio.timeout(20), broker.subscribe("orders.>", durable="billing") as subscription:
+        waiting = set(range(log.next)) - handled
+        assert waiting
+        async for delivery in subscription:
+            handled.add(int(delivery.payload))
+            if handled >= set(range(log.next)):
+                break
+    await broker.aclose()
+    log = await DurableLog.open(tmp_path / "log")
+    assert [entry.message.payload for entry in log.read(0, 1 << 30)] == [b"%d" % number for number in range(log.next)]
+    await log.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(work(Path(sys.argv[1])))

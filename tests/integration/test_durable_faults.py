@@ -1,0 +1,287 @@
+"""A disk that is full, that errs, or that loses what was not synced: whatever was acknowledged is there."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import shutil
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridges.errors import LogFailed
+from bridges.inprocess import disk
+from bridges.inprocess.codec import encode
+from bridges.inprocess.durable import DurableLog
+from bridges.inprocess.keeping import LogSettings
+from bridges.inprocess.records import OVERHEAD
+from tests.engines.deadline import eventually
+from tests.integration.log_writer import message_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+EVERY_MODE = pytest.mark.parametrize("fsync", ["always", 5, "never"])
+
+
+async def append_each(log: DurableLog, count: int) -> list[int]:
+    """Append so many messages at once, each by itself, and return the offsets that were acknowledged."""
+    first = log.next
+    appends = (log.append([message_at(offset)], 0.0) for offset in range(first, first + count))
+    results = await asyncio.gather(*appends, return_exceptions=True)
+    for result in results:
+        assert isinstance(result, int | LogFailed)
+    return [result for result in results if isinstance(result, int)]
+
+
+async def stored(folder: Path) -> list[int]:
+    """Open it again, and return the offsets that are there, having looked at what stands there."""
+    log = await DurableLog.open(folder)
+    entries = log.read(0, 1 << 30)
+    assert all(entry.message == message_at(entry.offset) for entry in entries)
+    await log.close()
+    return [entry.offset for entry in entries]
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A folder that takes 256 KiB; ``limits`` says whether that is the whole of it, or each file."""
+
+    path: Path
+    limits: str
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A small file system where one may be mounted, else files that may not grow further."""
+    with ExitStack() as stack:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "outboxd-test", str(tmp_path)]
+        if os.geteuid() == 0 and shutil.which("mount") and subprocess.run(mount, check=False).returncode == 0:
+            stack.callback(subprocess.run, ["umount", str(tmp_path)], check=True)
+            yield SmallDisk(tmp_path, "all")
+        else:
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, hard))
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+            yield SmallDisk(tmp_path, "files")
+
+
+@EVERY_MODE
+@pytest.mark.parametrize("segment_bytes", [1 << 30, 20_000])
+async def test_a_full_disk_fails_the_appends_that_do_not_fit_and_those_behind_them(
+    fsync: str | float, segment_bytes: int, small_disk: SmallDisk
+) -> None:
+    """The disk fills up in the middle of a segment, or when the next one is to be begun. Space alone mends nothing: opening does."""
+    if small_disk.limits == "files":
+        segment_bytes = 1 << 30
+    ballast, folder = small_disk.path / "ballast", small_disk.path / "log"
+    ballast.write_bytes(b"x" * (100 << 10))
+    settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes)  # type: ignore[arg-type]
+    log = await DurableLog.open(folder, settings)
+    acked: list[int] = []
+    while len(more := await append_each(log, 7)) == 7:
+        acked += more
+    acked += more
+    assert acked == list(range(log.next))
+    assert [entry.offset for entry in log.read(0, 1 << 30)] == acked
+    with pytest.raises(LogFailed, match="until it is opened again"):
+        await log.append([message_at(log.next)], 0.0)
+    ballast.unlink()
+    with pytest.raises(LogFailed):
+        await log.append([message_at(log.next)], 0.0)
+    await log.close()
+    log = await DurableLog.open(folder, settings)
+    assert log.next >= len(acked)
+    if small_disk.limits == "all":
+        assert len(await append_each(log, 10)) == 10
+    count = log.next
+    await log.close()
+    assert await stored(folder) == list(range(count))
+
+
+@EVERY_MODE
+async def test_a_disk_that_takes_a_part_has_exactly_the_whole_ones_acknowledged(
+    fsync: str | float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it stops: what is whole in front of it is acknowledged, the rest is not, and nothing behind a gap ever is."""
+    sizes = [OVERHEAD + len(encode(message_at(offset))) for offset in range(12)]
+    for number, room in enumerate([*range(0, sum(sizes), 171), *accumulate(sizes)]):
+        folder = tmp_path / str(number)
+        log = await DurableLog.open(folder, LogSettings(fsync=fsync))  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "write", Room(room))
+            acked = await append_each(log, 12)
+        assert acked == [at for at in range(12) if sum(sizes[: at + 1]) <= room]
+        assert log.next == len(acked)
+        await log.close()
+        assert await stored(folder) == acked
+
+
+class Room:
+    """A disk with so many bytes of room."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def __call__(self, file: int, data: bytes, position: int) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = os.pwrite(file, data[: min(self.room, 100)], position)
+        self.room -= written
+        return written
+
+
+class FailingSyncs:
+    """Fails those syncs, counted from 0, that it is told to; all others succeed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failing: int) -> None:
+        self.failing = set(failing)
+        self.count = 0
+        self._sync = disk.sync
+        monkeypatch.setattr(disk, "sync", self)
+
+    def __call__(self, file: int) -> None:
+        self.count += 1
+        if self.count - 1 in self.failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._sync(file)
+
+
+async def test_a_sync_that_fails_once_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one would succeed and mean nothing. All appends that it was to cover fail, and all later ones."""
+    log = await DurableLog.open(tmp_path)
+    assert await append_each(log, 5) == [0, 1, 2, 3, 4]
+    syncs = FailingSyncs(monkeypatch, 0)
+    with pytest.raises(LogFailed, match="Input/output error"):
+        await log.append([message_at(5)], 0.0)
+    assert await append_each(log, 3) == []
+    assert (log.next, len(log.read(0, 100))) == (5, 5)
+    await log.close()
+    assert syncs.count == 1
+    assert await stored(tmp_path) in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
+
+
+async def test_a_sync_that_fails_while_a_segment_is_sealed_is_not_mended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch over several segments: what a failed sync was to cover is not answered for, though its segment is synced once more."""
+    log = await DurableLog.open(tmp_path, LogSettings(segment_bytes=1000))
+    FailingSyncs(monkeypatch, 0)
+    assert await append_each(log, 20) == []
+    assert log.next == 0
+    await log.close()
+
+
+async def test_a_window_that_fails_to_sync_is_known_to_the_next_append_and_to_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await DurableLog.open(tmp_path / "one", LogSettings(fsync=1))
+    syncs = FailingSyncs(monkeypatch, 0)
+    assert await log.append([message_at(0)], 0.0) == 0
+
+    async def failed() -> bool:
+        return bool(syncs.count)
+
+    await eventually(failed)
+    with pytest.raises(LogFailed):
+        while True:  # the writer's thread has failed; the event loop hears of it in a moment
+            await log.append([message_at(log.next)], 0.0)
+    await log.close()
+    monkeypatch.undo()
+
+    log = await DurableLog.open(tmp_path / "two", LogSettings(fsync=3_600_000))
+    FailingSyncs(monkeypatch, 0)
+    assert await log.append([message_at(0)], 0.0) == 0
+    with pytest.raises(LogFailed):
+        await log.close()
+    monkeypatch.undo()
+    await (await DurableLog.open(tmp_path / "two")).close()
+
+
+class Power:
+    """Knows what a loss of power would leave: of each file what was synced, and any part of the rest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.synced: dict[Path, int] = {}
+        self.before_sync: Callable[[], object] | None = None
+        self._sync = disk.sync
+        monkeypatch.setattr(disk, "sync", self._noting)
+
+    def _noting(self, file: int) -> None:
+        if self.before_sync:
+            self.before_sync()
+        size = os.fstat(file).st_size
+        self._sync(file)
+        self.synced[Path(f"/proc/self/fd/{file}").readlink().with_suffix(".log")] = size
+
+    def lose(self, folder: Path, into: Path, part: float) -> Path:
+        """Copy the folder as it would be found after the loss. Nobody may be writing to it meanwhile."""
+        shutil.copytree(folder, into)
+        for file in into.glob("*.log"):
+            synced, size = self.synced[folder / file.name], file.stat().st_size
+            os.truncate(file, synced + round((size - synced) * part))
+        return into
+
+
+async def test_when_the_power_goes_all_that_was_acknowledged_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes just before a sync, when most is at stake: with a batch written, or a segment about to be sealed."""
+    power = Power(monkeypatch)
+    folder = tmp_path / "log"
+    log = await DurableLog.open(folder, LogSettings(segment_bytes=3000))
+    losses: list[tuple[int, Path]] = []
+    syncs = 0
+
+    def lose() -> None:
+        nonlocal syncs
+        syncs += 1
+        if syncs % 5 == 0:
+            losses.append((log.next, power.lose(folder, tmp_path / f"lost-{syncs}", syncs // 5 % 4 / 3)))
+
+    power.before_sync = lose
+    for _ in range(150):
+        assert len(await append_each(log, 4)) == 4
+    power.before_sync = None
+    await log.close()
+    more = 0
+    for acknowledged, lost in losses:
+        left = await stored(lost)
+        assert left == list(range(len(left)))
+        assert len(left) >= acknowledged
+        more += len(left) > acknowledged
+    assert len(losses) > 30
+    assert more
+
+
+async def test_within_its_window_everything_is_synced_and_only_never_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The append is answered before the sync; the sync comes by itself within the window; with "never" none does before the close."""
+    power = Power(monkeypatch)
+    window = 0.1
+    log = await DurableLog.open(tmp_path / "window", LogSettings(fsync=window * 1000))
+    never = await DurableLog.open(tmp_path / "never", LogSettings(fsync="never"))
+    (file,), (unsynced,) = (tmp_path / "window").glob("*.log"), (tmp_path / "never").glob("*.log")
+    for rounds in range(3):
+        began = monotonic()
+        await append_each(log, 50)
+        await append_each(never, 50)
+        before = power.synced[file]
+        if monotonic() - began < window:
+            assert before < file.stat().st_size
+            assert await stored(power.lose(tmp_path / "window", tmp_path / f"early-{rounds}", 0.0)) == list(range(rounds * 50))
+
+        async def synced() -> bool:
+            return power.synced[file] == file.stat().st_size
+
+        await eventually(synced, within=window + 5)
+        assert await stored(power.lose(tmp_path / "window", tmp_path / f"late-{rounds}", 0.0)) == list(range(rounds * 50 + 50))
+        assert power.synced[unsynced] < unsynced.stat().st_size
+    await never.close()
+    assert power.synced[unsynced] == unsynced.stat().st_size
+    await log.close()

@@ -1,0 +1,153 @@
+"""The books of the broker: whatever happens, every copy was delivered, was dropped, or waits; and once all was read, nothing waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bridges.backoff import Backoff
+from bridges.inprocess import Broker, Drop, MemoryLog, Subscription, Tenants
+from bridges.message import Message, uuid7
+
+KEYS = st.sampled_from([None, "k", "l"])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), st.sampled_from(["a", "b"]), KEYS, st.integers(-1, 1), st.sampled_from([None, None, 0.0001, 9.0])),
+        st.tuples(st.just("take"), st.integers(0, 9), st.integers(1, 5)),
+        st.tuples(
+            st.just("end"), st.integers(0, 9), st.sampled_from(["ack", "nack", "later", "release", "reject", "withdraw", "progress"])
+        ),
+        st.tuples(st.just("leave"), st.integers(0, 9)),
+        st.tuples(st.just("turn")),
+    ),
+    max_size=60,
+)
+
+
+class Books:
+    """A broker with a subscription of every policy, and what was seen of it from outside."""
+
+    def __init__(self) -> None:
+        self.broker = Broker()
+        self.dropped: Counter[str] = Counter()
+        self.handed: dict[int, object] = {}
+        self.delivered: Counter[str] = Counter()
+        self.blocked: list[asyncio.Task[object]] = []
+        common = {"buffer": 3, "retry": Backoff(first=0.0001, cap=0.0002, max_attempts=3), "on_drop": self.drop}
+        self.subscriptions: list[Subscription] = [
+            self.broker.subscribe(**{**common, **own}).begin()  # type: ignore[arg-type]
+            for own in (
+                {"policy": "drop_newest"},
+                {"policy": "drop_oldest"},
+                {"policy": "block"},
+                {"policy": "spill", "spill_to": MemoryLog()},
+                {"policy": "drop_newest", "tenants": Tenants()},
+                {"policy": "drop_oldest", "group": "g"},
+                {"policy": "drop_oldest", "group": "g"},
+                {"policy": "drop_newest", "ack_deadline": 0.0005},
+                {"policy": "drop_newest", "filter": lambda message: message.key != "k"},
+            )
+        ]
+        self.out: list[list[object]] = [[] for _ in self.subscriptions]
+
+    def drop(self, message: Message, why: Drop) -> None:
+        self.dropped[message.topic] += 1
+
+    async def publish(self, topic: str, key: str | None, priority: int, ttl: float | None) -> None:
+        message = Message(uuid7(), topic, b"", key, headers={"tenant": key or ""})
+        task: asyncio.Task[object] = asyncio.create_task(self.broker.publish(message, priority=priority, ttl=ttl))
+        await asyncio.sleep(0)
+        if not task.done():
+            self.blocked.append(task)
+
+    async def take(self, which: int, limit: int) -> None:
+        place = which % len(self.subscriptions)
+        subscription = self.subscriptions[place]
+        for delivery in subscription.take_nowait(limit):
+            if id(delivery) not in self.handed:
+                self.handed[id(delivery)] = delivery  # kept, so that its id stays its own
+                self.delivered[delivery.topic] += 1
+            self.out[place].append(delivery)
+
+    async def end(self, which: int, how: str) -> None:
+        from bridges.inprocess import Delivery
+        from bridges.ports import Reason
+
+        mine = self.out[which % len(self.out)]
+        if not mine:
+            return
+        delivery = mine.pop(0)
+        assert isinstance(delivery, Delivery)
+        match how:
+            case "ack":
+                delivery.ack()
+            case "nack":
+                delivery.nack()
+            case "later":
+                delivery.nack(0.0001)
+            case "release":
+                delivery.nack(failed=False)
+            case "reject":
+                delivery.reject(Reason.INVALID, "")
+            case "withdraw":
+                delivery.withdraw()
+            case _:
+                delivery.in_progress()
+                mine.append(delivery)
+
+    async def leave(self, which: int) -> None:
+        self.subscriptions[which % len(self.subscriptions)].unsubscribe()
+
+    async def turn(self) -> None:
+        await asyncio.sleep(0)
+
+    async def run(self, steps: list[tuple[object, ...]]) -> None:
+        for name, *arguments in steps:
+            await getattr(self, str(name))(*arguments)
+            self.check()
+        await self.drain()
+        self.check()
+        figures = self.broker.figures().topics
+        for topic in figures:
+            assert figures[topic].published == self.delivered[topic] + self.dropped[topic], topic
+            assert (figures[topic].delivered, figures[topic].dropped) == (self.delivered[topic], self.dropped[topic])
+        self.broker.close()
+        assert all(one.lag == 0 for one in self.broker.figures().subscriptions.values())
+
+    async def drain(self) -> None:
+        """Read until nothing waits, acknowledging all."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 20
+        while any(one.lag for one in self.broker.figures().subscriptions.values()) or any(not task.done() for task in self.blocked):
+            assert loop.time() < until, self.broker.figures()
+            for place, subscription in enumerate(self.subscriptions):
+                if not subscription.ended:
+                    await self.take(place, 99)
+                while self.out[place]:
+                    await self.end(place, "ack")
+            await asyncio.sleep(0)
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*self.blocked)
+
+    def check(self) -> None:
+        for topic, figures in self.broker.figures().topics.items():
+            assert figures.published == figures.delivered + figures.dropped + figures.queued
+            assert figures.delivered == self.delivered[topic]
+            assert figures.dropped == self.dropped[topic]
+            assert figures.queued >= 0
+        for box in self.broker._members.boxes():
+            waiting = [one for one in box._shelf if not one.over]
+            assert box.queued == len(waiting) == len({id(one) for one in waiting})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS)
+def test_published_is_delivered_and_dropped(steps: list[tuple[object, ...]]) -> None:
+    async def run() -> None:
+        await Books().run(steps)
+
+    asyncio.run(run())

@@ -1,0 +1,294 @@
+"""Logs: where a subscription begins, the step from old to new, eviction, compaction, durable names."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridges.errors import ConfigurationError, Evicted
+from bridges.inprocess import Broker, Entry, InProcessSink, InProcessSource, MemoryLog
+from bridges.message import Message, uuid7
+from bridges.ports import PUBLISHED, Reason, Released
+from tests.engines.deadline import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bridges.inprocess import Subscription
+
+
+def made(payload: int | bytes = b"", topic: str = "orders.created", key: str | None = None) -> Message:
+    return Message(uuid7(), topic, str(payload).encode() if isinstance(payload, int) else payload, key)
+
+
+class SlowLog(MemoryLog):
+    """A log whose appends take a while, and which says that it is durable."""
+
+    durable = True
+
+    async def append(self, messages: Sequence[Message], time: float) -> int:
+        offset = await super().append(messages, time)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return offset
+
+
+class Cursors:
+    """A store of cursors in memory."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, tuple[int, set[int]]] = {}
+
+    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
+        await asyncio.sleep(0)
+        self.saved[name] = acked_below, set(acked)
+
+    def load(self, name: str) -> tuple[int, set[int]] | None:
+        return self.saved.get(name)
+
+    async def close(self) -> None: ...
+
+
+async def taken(subscription: Subscription, count: int) -> list[int]:
+    got: list[int] = []
+    while len(got) < count:
+        for delivery in await asyncio.wait_for(subscription.take(count - len(got)), 10):
+            got.append(int(delivery.payload))
+            delivery.ack()
+    return got
+
+
+async def logged(count: int, log: MemoryLog | None = None) -> Broker:
+    broker = Broker()
+    broker.keep("orders.>", log or MemoryLog())
+    for number in range(count):
+        await broker.publish(made(number))
+    return broker
+
+
+async def test_a_subscription_begins_where_it_says() -> None:
+    broker = await logged(5)
+    middle = datetime.now(UTC)
+    for number in range(5, 10):
+        await broker.publish(made(number))
+    for start, first in (("beginning", 0), (3, 3), (middle, 5), (middle - timedelta(hours=1), 0), (10, 10), ("live", 10)):
+        async with broker.subscribe("orders.*", start=start) as subscription:  # type: ignore[arg-type]  # each is one
+            assert await taken(subscription, 10 - first) == list(range(first, 10))
+            assert subscription.take_nowait(9) == []
+    with pytest.raises(ConfigurationError, match="start: 11 is beyond the end of the log; the next offset is 10"):
+        broker.subscribe("orders.*", start=11).begin()
+    with pytest.raises(ConfigurationError, match="start: 'yesterday' is not an offset"):
+        broker.subscribe("orders.*", start="yesterday").begin()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("log", [MemoryLog, SlowLog])
+async def test_the_step_from_replay_to_live_neither_loses_nor_repeats(log: type[MemoryLog]) -> None:
+    """Subscriptions that begin at any moment of a stream of four publishers see it from its beginning, in the order of the log."""
+    broker = await logged(200, log())
+    subscriptions: list[Subscription] = []
+
+    async def publish(publisher: int) -> None:
+        for number in range(200):
+            await broker.publish(made(1000 * publisher + number))
+            await asyncio.sleep(0)
+
+    async def subscribe() -> None:
+        for _ in range(10):
+            subscriptions.append(broker.subscribe("orders.*", start="beginning", buffer=7, name="replay").begin())
+            for _ in range(11):
+                await asyncio.sleep(0)
+
+    publishing = asyncio.gather(*(publish(publisher) for publisher in range(1, 5)))
+    await asyncio.gather(publishing, subscribe())
+    first = await taken(subscriptions[0], 1000)
+    assert sorted(first) == sorted([*range(200), *(1000 * publisher + number for publisher in range(1, 5) for number in range(200))])
+    for subscription in subscriptions[1:]:
+        assert await taken(subscription, 1000) == first
+        assert subscription.take_nowait(9) == []
+    broker.close()
+
+
+async def test_an_evicted_offset_raises_and_nothing_of_it_is_delivered() -> None:
+    broker = await logged(10, MemoryLog(max_messages=4))
+    with pytest.raises(Evicted, match="offset 5 is evicted; the log begins at 6") as evicted:
+        broker.subscribe("orders.*", start=5).begin()
+    assert (evicted.value.offset, evicted.value.first) == (5, 6)
+    async with broker.subscribe("orders.*", start=6, buffer=2) as slow:
+        assert await taken(slow, 1) == [6]
+        for number in range(10, 20):
+            await broker.publish(made(number))
+        assert await taken(slow, 1) == [7], "what was read already is there"
+        with pytest.raises(Evicted) as evicted:
+            await slow.take(9)
+        assert evicted.value.first == 16
+    async with broker.subscribe("orders.*", start="beginning") as again:
+        assert await taken(again, 4) == [16, 17, 18, 19]
+
+
+async def test_retention_by_time_and_by_size() -> None:
+    log = MemoryLog(max_age=10.0)
+    for number, when in enumerate((100.0, 105.0, 109.0, 116.0)):
+        assert await log.append([made(number)], when) == number
+    assert [entry.offset for entry in log.read(log.first, 9)] == [2, 3]
+    assert (log.first, log.next, log.offset_at(110.0), log.offset_at(117.0)) == (2, 4, 3, 4)
+    small = MemoryLog(max_bytes=10)
+    for number in range(5):
+        await small.append([made(b"1234")], float(number))
+    assert (small.first, small.kept) == (3, 2)
+    with pytest.raises(ConfigurationError, match="max_messages: 0 is not above 0"):
+        MemoryLog(max_messages=0)
+
+
+async def test_compaction_keeps_the_newest_of_each_key_and_never_moves_an_offset() -> None:
+    log = MemoryLog(compact=True)
+    broker = await logged(0, log)
+    for number in range(1000):
+        await broker.publish(made(number, key=f"k{number % 10}"))
+    await broker.publish(made(1000))
+    assert log.first == 0
+    entries = log.read(0, 10**6)
+    assert [entry.offset for entry in entries] == list(range(990, 1001))
+    async with broker.subscribe("orders.*", start=0) as subscription:
+        assert await taken(subscription, 11) == list(range(990, 1001))
+    await broker.publish(made(b"", key="k3"))
+    for number in range(1002, 1400):
+        await broker.publish(made(number, key="other"))
+    keys = [entry.message.key for entry in log.read(0, 10**6)]
+    assert "k3" not in keys
+    assert keys.count("other") == 1
+    assert len(log._entries) < 200
+
+
+async def test_a_log_keeps_what_its_pattern_says_and_subscriptions_read_a_part() -> None:
+    broker = Broker()
+    log = MemoryLog()
+    broker.keep("orders.>", log)
+    with pytest.raises(ConfigurationError, match=r"log of '\*\.created': some of its topics are kept by the log of 'orders\.>'"):
+        broker.keep("*.created", MemoryLog())
+    for topic in ("orders.created", "orders.paid", "users.created"):
+        await broker.publish(made(1, topic))
+    assert [entry.message.topic for entry in log.read(0, 9)] == ["orders.created", "orders.paid"]
+    async with broker.subscribe("orders.paid", start=0) as subscription:
+        assert [delivery.topic for delivery in await subscription.take(9)] == ["orders.paid"]
+        assert subscription.take_nowait(9) == []
+
+
+async def test_priority_expiry_and_time_of_delivery_survive_in_the_log() -> None:
+    broker = await logged(0)
+    await broker.publish(made(1), deliver_at=datetime.now(UTC) + timedelta(seconds=0.05))
+    await broker.publish(made(2), ttl=0.01)
+    await broker.publish(made(3)._replace(headers={"mine": "kept"}), priority=3, ttl=60)
+    await broker.publish(made(4))
+    until = time.monotonic() + 0.02
+
+    async def expired() -> bool:
+        return time.monotonic() > until
+
+    await eventually(expired)
+    async with broker.subscribe("orders.*", start="beginning") as subscription:
+        three, four = await subscription.take(9)
+        assert (int(three.payload), dict(three.headers), three.priority, int(four.payload)) == (3, {"mine": "kept"}, 3, 4)
+        assert await taken(subscription, 1) == [1]
+
+
+async def test_a_durable_name_goes_on_where_it_was_and_what_was_not_acknowledged_comes_again() -> None:
+    log, cursors = SlowLog(), Cursors()
+
+    async def opened() -> Broker:
+        broker = Broker()
+        broker.keep("orders.>", log, cursors)
+        return broker
+
+    broker = await opened()
+    subscription = broker.subscribe("orders.*", durable="billing").begin()
+    for number in range(6):
+        await broker.publish(made(number))
+    due = datetime.now(UTC) + timedelta(seconds=0.1)
+    await broker.publish(made(100), deliver_at=due)
+    deliveries = await subscription.take(9)
+    for place in (0, 2, 3):
+        deliveries[place].ack()
+    await broker.aclose()
+    assert cursors.saved == {"billing": (1, {2, 3})}
+
+    log._closed = False
+    broker = await opened()
+    async with broker.subscribe("orders.*", durable="billing") as subscription, broker.subscribe("orders.*", durable="billing") as other:
+        got = [int(delivery.payload) for delivery in [*await subscription.take(2), *await other.take(9)]]
+        assert got == [1, 4, 5]
+        assert [int(delivery.payload) for delivery in await asyncio.wait_for(other.take(9), 10)] == [100]
+        assert datetime.now(UTC) >= due - timedelta(milliseconds=2)
+
+
+async def test_what_a_durable_subscription_has_done_is_saved_soon() -> None:
+    cursors = Cursors()
+    broker = Broker()
+    broker.keep(">", MemoryLog(), cursors)
+    async with broker.subscribe("orders.*", durable="d") as subscription:
+        for number in range(50):
+            await broker.publish(made(number))
+        await taken(subscription, 50)
+
+        async def saved() -> bool:
+            return cursors.saved.get("d") == (50, set())
+
+        await eventually(saved)
+
+
+async def test_durable_needs_cursors() -> None:
+    broker = await logged(0)
+    with pytest.raises(ConfigurationError, match=r"durable: 'd': the log of 'orders\.>' has no cursors"):
+        broker.subscribe("orders.*", durable="d").begin()
+
+
+async def test_a_sink_answers_as_soon_as_a_durable_log_has_a_message() -> None:
+    broker = await logged(0, SlowLog())
+    message = made(1)
+    assert await InProcessSink(broker, timeout=5).publish([message]) == [PUBLISHED]
+    async with broker.subscribe("orders.*", start=0) as subscription:
+        assert (await subscription.take(1))[0].message == message
+
+
+async def test_a_log_in_memory_is_no_acknowledgement() -> None:
+    """The sink waits until whoever reads the log has acknowledged; with nobody there, nothing is stored."""
+    log = MemoryLog()
+    broker = await logged(0, log)
+    sink = InProcessSink(broker, timeout=0.05)
+    [outcome] = await sink.publish([made(1)])
+    assert isinstance(outcome, Released)
+    assert (outcome.reason, log.next) == (Reason.MISSING, 0)
+    async with broker.subscribe("orders.*", start="live") as subscription:
+        [outcome] = await sink.publish([made(2)])
+        assert isinstance(outcome, Released)
+        assert outcome.reason is Reason.TIMEOUT
+        publishing = asyncio.create_task(InProcessSink(broker, timeout=20).publish([made(3)]))
+        assert await taken(subscription, 2) == [2, 3]
+        assert await asyncio.wait_for(publishing, 10) == [PUBLISHED]
+
+
+async def test_a_source_reads_a_log_by_a_durable_name() -> None:
+    log, cursors = MemoryLog(), Cursors()
+    broker = Broker()
+    broker.keep("orders.>", log, cursors)
+    source = InProcessSource(broker, "orders.*", durable="source", start="beginning", buffer=3)
+    for number in range(8):
+        await broker.publish(made(number))
+    got: list[int] = []
+    while len(got) < 8:
+        await asyncio.wait_for(source.wait(20), 10)
+        async with source.claim(5) as batch:
+            got += [int(message.payload) for message in batch.messages]
+            await batch.settle([PUBLISHED] * len(batch.messages))
+    assert got == list(range(8))
+    source.close()
+    await broker.aclose()
+    assert cursors.saved == {"source": (8, set())}
+
+
+def test_an_entry_says_where_and_when_it_is() -> None:
+    message = made()
+    assert Entry(3, 1.5, message) == (3, 1.5, message)

@@ -1,0 +1,54 @@
+"""What is measured: by subscription, without a label that could grow without end."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from bridges.inprocess import Broker
+from bridges.inprocess.metrics import BrokerMetrics
+from bridges.inprocess.stats import MAX_TOPICS, OTHERS
+from bridges.message import Message, uuid7
+from bridges.ports import Reason
+
+
+def made(topic: str = "orders.created") -> Message:
+    return Message(uuid7(), topic, b"")
+
+
+async def test_every_figure_is_a_metric() -> None:
+    broker = Broker()
+    registry = CollectorRegistry()
+    BrokerMetrics(broker, registry)
+    async with broker.subscribe(group="billing", buffer=3) as named, broker.subscribe("*.*"), broker.subscribe("*.*"):
+        for _ in range(5):
+            await broker.publish(made())
+        one, two, three = await named.take(9)
+        one.ack()
+        two.reject(Reason.INVALID, "")
+        three.nack(failed=False)
+        await named.take(1)
+
+        def value(name: str, subscription: str = "billing") -> float | None:
+            return registry.get_sample_value(f"outbox_inprocess_{name}", {"subscription": subscription})
+
+        expected = {"published": 5, "delivered": 3, "dropped": 2, "redelivered": 1, "done": 1, "dead": 1}
+        assert {name: value(f"{name}_total") for name in expected} == expected
+        assert (value("lag_messages"), value("lag_messages", "")) == (1, 10)
+        assert (value("queue_seconds_count"), value("handler_seconds_count")) == (3, 3)
+        assert registry.get_sample_value("outbox_inprocess_dead_letters") == 1
+        assert registry.get_sample_value("outbox_inprocess_scheduled_messages") == 0
+        assert b"*.*" not in generate_latest(registry)
+        seconds = broker.figures().subscriptions["billing"]
+        assert 0 < seconds.queue_seconds < 10
+        assert 0 < seconds.handler_seconds < 10
+
+
+async def test_topics_have_figures_of_their_own_up_to_a_bound() -> None:
+    broker = Broker(buffer=100_000)
+    async with broker.subscribe() as subscription:
+        for number in range(MAX_TOPICS + 50):
+            await broker.publish(made(f"topic.{number}"))
+        topics = broker.figures().topics
+        assert len(topics) == MAX_TOPICS + 1
+        assert (topics[OTHERS].published, topics["topic.7"].published) == (50, 1)
+        assert len(await subscription.take(256)) == 256

@@ -1,0 +1,259 @@
+"""Full buffers: who drops, who waits, who is told, and that every copy is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from bridges.errors import Closed, ConfigurationError, InvalidPattern, Stalled
+from bridges.inprocess import Broker, Drop, MemoryLog, State
+from bridges.message import Message, uuid7
+
+
+def made(payload: bytes | int = b"", topic: str = "orders.created", key: str | None = None) -> Message:
+    return Message(uuid7(), topic, str(payload).encode() if isinstance(payload, int) else payload, key)
+
+
+async def publish(broker: Broker, count: int, topic: str = "orders.created") -> None:
+    for number in range(count):
+        await broker.publish(made(number, topic))
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("drop_newest", [0, 1, 2]), ("drop_oldest", [7, 8, 9])])
+async def test_a_full_buffer_drops_and_tells(policy: str, kept: list[int]) -> None:
+    broker = Broker()
+    told: list[tuple[int, Drop]] = []
+    async with broker.subscribe(
+        "orders.*",
+        buffer=3,
+        policy=policy,  # type: ignore[arg-type]  # both are policies
+        on_drop=lambda message, why: told.append((int(message.payload), why)),
+    ) as subscription:
+        await publish(broker, 10)
+        assert [int(delivery.payload) for delivery in await subscription.take(99)] == kept
+        assert told == [(number, Drop.FULL) for number in range(10) if number not in kept]
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.delivered, figures.dropped, figures.queued) == (10, 3, 7, 0)
+
+
+async def test_on_drop_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Broker()
+
+    def wrong(message: Message, why: Drop) -> None:
+        raise ZeroDivisionError
+
+    async with broker.subscribe(buffer=1, on_drop=wrong) as subscription:
+        await publish(broker, 2)
+        assert len(await subscription.take(9)) == 1
+    assert "on_drop raised" in caplog.text
+
+
+async def test_a_dropped_delivery_says_so() -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=1):
+        [kept] = await broker.publish(made())
+        [dropped] = await broker.publish(made())
+        assert (kept.state, dropped.state) == (State.QUEUED, State.DROPPED)
+        assert dropped.over
+
+
+async def test_a_subscriber_that_never_reads_harms_itself_alone() -> None:
+    broker = Broker()
+    async with (
+        broker.subscribe("orders.*", buffer=5),
+        broker.subscribe("orders.*", buffer=5, policy="drop_oldest"),
+        broker.subscribe("orders.*", buffer=100) as reads,
+    ):
+        await asyncio.wait_for(publish(broker, 100), 10)
+        assert [int(delivery.payload) for delivery in await reads.take(999)] == list(range(100))
+
+
+async def test_one_that_blocks_holds_nothing_back_from_the_others() -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=1, policy="block"), broker.subscribe() as other:
+        await broker.publish(made(1))
+        publishing = asyncio.create_task(broker.publish(made(2)))
+        assert len(await asyncio.wait_for(other.take(1), 10)) == 1
+        assert len(await asyncio.wait_for(other.take(1), 10)) == 1
+        assert not publishing.done()
+        publishing.cancel()
+
+
+async def test_publishers_that_wait_go_on_in_their_order_and_one_that_is_cancelled_is_counted() -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=1, policy="block") as subscription:
+        await broker.publish(made(0))
+        waiting = [asyncio.create_task(broker.publish(made(number))) for number in range(1, 5)]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        seen = [int(delivery.payload) for _ in range(4) for delivery in await asyncio.wait_for(subscription.take(1), 10)]
+        assert seen == [0, 1, 3, 4]
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.delivered, figures.dropped) == (5, 4, 1)
+
+
+async def test_a_publisher_that_waits_is_freed_when_the_subscription_ends() -> None:
+    broker = Broker()
+    subscription = broker.subscribe(buffer=1, policy="block").begin()
+    await broker.publish(made())
+    waiting = asyncio.create_task(broker.publish(made()))
+    await asyncio.sleep(0)
+    subscription.unsubscribe()
+    subscription.unsubscribe()
+    assert await asyncio.wait_for(waiting, 10) == []
+
+
+async def test_a_second_subscription_that_blocks_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Broker()
+    with caplog.at_level(logging.WARNING, "outboxd.inprocess"):
+        async with broker.subscribe("orders.*", name="one", policy="block"):
+            await broker.publish(made())
+            assert not caplog.records
+            async with broker.subscribe("orders.created", name="two", policy="block"):
+                await publish(broker, 3)
+            async with broker.subscribe("orders.>", name="three", policy="block"):
+                await publish(broker, 3)
+    assert len(caplog.records) == 1
+    assert "one, two" in caplog.text
+
+
+async def test_spilling_keeps_all_in_order_beyond_the_buffer() -> None:
+    broker = Broker()
+    log = MemoryLog()
+    async with broker.subscribe(buffer=3, policy="spill", spill_to=log) as subscription:
+        await publish(broker, 10)
+        assert (broker.figures().subscriptions[">"].lag, log.next) == (10, 7)
+        got = [int(delivery.payload) for delivery in await subscription.take(4)]
+        await broker.publish(made(10))  # behind those that are in the log
+        got += [int(delivery.payload) for delivery in await subscription.take(99)]
+        assert got == list(range(11))
+        await broker.publish(made(11))
+        assert log.next == 8, "it did not spill with an empty buffer"
+        assert len(await subscription.take(9)) == 1
+        figures = broker.figures()
+        assert figures.topics["orders.created"].delivered == figures.subscriptions[">"].published == 12
+
+
+async def test_what_the_log_of_a_spilling_subscription_evicts_is_dropped_and_counted() -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=2, policy="spill", spill_to=MemoryLog(max_messages=3)) as subscription:
+        await publish(broker, 10)
+        got: list[int] = []
+        while len(got) < 5:
+            got += [int(delivery.payload) for delivery in await asyncio.wait_for(subscription.take(99), 10)]
+        assert got == [0, 1, 7, 8, 9]
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.delivered, figures.dropped) == (10, 5, 5)
+
+
+async def test_spilling_without_a_log_of_its_own_reads_that_of_the_topic() -> None:
+    broker = Broker()
+    broker.keep("orders.>", MemoryLog())
+    async with broker.subscribe("orders.*", buffer=2, policy="spill") as subscription:
+        await publish(broker, 9)
+        got: list[int] = []
+        while len(got) < 9:
+            got += [int(delivery.payload) for delivery in await asyncio.wait_for(subscription.take(99), 10)]
+        assert got == list(range(9))
+
+
+async def test_publish_and_wait_names_those_that_stall() -> None:
+    """Within its time it waits for room whatever the policy; the others have the message."""
+    broker = Broker()
+    async with (
+        broker.subscribe(name="stuck", buffer=1),
+        broker.subscribe(name="frozen", buffer=1, policy="block"),
+        broker.subscribe(name="well") as well,
+    ):
+        await broker.publish_and_wait(made(1), 5)
+        with pytest.raises(Stalled) as stalled:
+            await broker.publish_and_wait(made(2), 0.05)
+        assert sorted(stalled.value.names) == ["frozen", "stuck"]
+        assert "frozen" in str(stalled.value)
+        assert "well" not in stalled.value.names
+        assert len(await well.take(9)) == 2
+        figures = broker.figures().topics["orders.created"]
+        assert figures.published == figures.delivered + figures.dropped + figures.queued
+
+
+async def test_publish_and_wait_waits_for_room_where_publish_would_drop() -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=1) as subscription:
+        await broker.publish(made(1))
+        waiting = asyncio.create_task(broker.publish_and_wait(made(2), 20))
+        await asyncio.sleep(0)
+        assert [int(delivery.payload) for delivery in await subscription.take(1)] == [1]
+        assert len(await asyncio.wait_for(waiting, 10)) == 1
+        assert [int(delivery.payload) for delivery in await subscription.take(1)] == [2]
+
+
+async def test_publish_and_wait_until_acknowledged() -> None:
+    broker = Broker()
+    async with broker.subscribe(name="slow") as slow, broker.subscribe(name="quick") as quick:
+        waiting = asyncio.create_task(broker.publish_and_wait(made(), 20, until="acknowledged"))
+        (await quick.take(1))[0].ack()
+        (held,) = await slow.take(1)
+        assert not waiting.done()
+        held.ack()
+        assert len(await asyncio.wait_for(waiting, 10)) == 2
+        with pytest.raises(Stalled) as stalled:
+            await broker.publish_and_wait(made(), 0.05, until="acknowledged")
+        assert sorted(stalled.value.names) == ["quick", "slow"]
+
+
+async def test_a_publish_with_no_subscription_does_nothing() -> None:
+    broker = Broker()
+    await publish(broker, 3)
+    assert broker.figures().topics == {}
+    assert await broker.publish_and_wait(made(), 1) == []
+
+
+async def test_closing_ends_everything_and_refuses_what_comes_after() -> None:
+    broker = Broker()
+    subscription = broker.subscribe("a").begin()
+    await broker.publish(made(topic="a"))
+    await broker.aclose()
+    await broker.aclose()
+    assert await subscription.take(1) == []
+    for late in (broker.publish(made(topic="a")), broker.publish_and_wait(made(), 1), broker.request(made(), 1)):
+        with pytest.raises(Closed):
+            await late
+    with pytest.raises(Closed):
+        broker.subscribe("a").begin()
+    figures = broker.figures().topics["a"]
+    assert (figures.published, figures.dropped) == (1, 1)
+
+
+def test_bad_settings_are_refused_with_the_text_and_the_position() -> None:
+    broker = Broker()
+    for patterns, words in {
+        ("a.>.b",): "'a.>.b': token 2 is '>'",
+        ("good", "a..b"): "'a..b': token 2 is empty",
+        ("",): "'': token 1 is empty",
+        (".a",): "'.a': token 1 is empty",
+        ("a.b c",): "token 2, 'b c'",
+        ("a.x*",): "token 2, 'x*'",
+    }.items():
+        with pytest.raises(InvalidPattern, match=words.replace("*", r"\*")):
+            broker.subscribe(*patterns)
+    for settings, words in (
+        ({"buffer": 0}, "buffer: 0 is below 1"),
+        ({"buffer": -5}, "buffer: -5 is below 1"),
+        ({"policy": "drop_random"}, "policy: 'drop_random' is not one of drop_newest, drop_oldest, block, spill"),
+        ({"prefetch": 0}, "prefetch: 0 is below 1"),
+        ({"ack_deadline": 0.0}, "ack_deadline: 0.0 is not above 0"),
+        ({"group": "a", "durable": "b"}, "group: 'a' beside durable 'b'"),
+        ({"spill_to": MemoryLog()}, "spill_to: is for policy 'spill'; it is 'drop_newest'"),
+        ({"ack": "sometimes"}, "ack: 'sometimes' is not 'loop' or 'explicit'"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            broker.subscribe("a", **settings)
+    for settings, words in (
+        ({"policy": "spill"}, "policy: 'spill': no log keeps all topics of 'a'"),
+        ({"start": 0}, "start: no log keeps all topics of 'a'"),
+        ({"durable": "d"}, "durable: no log keeps all topics of 'a'"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            broker.subscribe("a", **settings).begin()
