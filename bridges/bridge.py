@@ -106,7 +106,7 @@ class Bridge:
         finally:
             self._slots.release()
             if not claimed.done():
-                claimed.set_result(0)
+                claimed.set_result(self._batch)  # it is not known to be empty: the next claim follows as soon as the backoff allows
 
     async def _publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         try:

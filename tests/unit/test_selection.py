@@ -24,7 +24,7 @@ NOW = datetime(2026, 7, 1, 8, tzinfo=UTC)
         ({"topics": ""}, "topics: pattern '': token 1 is empty"),
         ({"key": "a\0b"}, "key: has a NUL"),
         ({"key": "x" * 1025}, "key: is 1025 bytes"),
-        ({"reason": "because"}, "reason: 'because' is not one of unavailable, timeout, "),
+        ({"reason": "because"}, "reason: 'because' is not one of too_large, invalid, no_route, "),
         ({"since": NOW.replace(tzinfo=None)}, "since: datetime.datetime(2026, 7, 1, 8, 0) is not an aware datetime"),
         ({"until": NOW.replace(tzinfo=None)}, "until: datetime.datetime(2026, 7, 1, 8, 0) is not an aware datetime"),
         ({"until": "2026-07-01"}, "until: '2026-07-01' is not an aware datetime"),
