@@ -143,6 +143,10 @@ class Broker:
         if priority or ttl is not None or deliver_at is not None or route.kept is not None:
             return await self._dispatch.special(message, route, stamps(priority, ttl, deliver_at))
         counts = route.counts
+        only = route.only
+        if only is not None and only.queued < only.size:
+            delivery = only.put(message, counts, monotonic())
+            return [] if delivery is None else [delivery]
         deliveries = []
         full = None
         now = monotonic()

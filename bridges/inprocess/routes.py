@@ -28,15 +28,17 @@ class Route:
 
     Attributes:
         boxes: into which they are put.
+        only: the one of them, where there is one.
         fed: which read them from the log.
         kept: the log, if one keeps the topic.
         counts: the counters of the topic.
     """
 
-    __slots__ = ("boxes", "counts", "fed", "kept")
+    __slots__ = ("boxes", "counts", "fed", "kept", "only")
 
     def __init__(self, boxes: Sequence[Mailbox], fed: Sequence[Mailbox], kept: KeptLog | None, counts: Counts) -> None:
         self.boxes = boxes
+        self.only = boxes[0] if len(boxes) == 1 else None
         self.fed = fed
         self.kept = kept
         self.counts = counts

@@ -1,5 +1,7 @@
 """How fast the embedded broker is, as ratios to a bare `asyncio.Queue` of the same run, in pairs: the machine cancels out.
 
+Rates are of processor time, since one thread does everything, and what else runs on the machine is not to count.
+
 python -m tests.bench.inprocess [--messages 100000] [--pairs 7] [--subscriptions 100000] [--timers 10000]
 """
 

@@ -256,3 +256,21 @@ async def test_a_sink_takes_a_message_that_every_filter_keeps_out_for_published(
     broker = Broker()
     async with broker.subscribe(filter=lambda message: False):
         assert await InProcessSink(broker, timeout=5).publish([made()]) == [PUBLISHED]
+
+
+async def test_a_loop_does_not_acknowledge_what_its_body_gave_back() -> None:
+    """Not even if it is with another reader by the time that the loop comes for the next."""
+    broker = Broker()
+    async with broker.subscribe(group="g") as subscription, broker.subscribe(group="g") as other:
+        [published] = await broker.publish(made(b"1"))
+        await broker.publish(made(b"2"))
+        seen = []
+        async for delivery in subscription:
+            seen.append(delivery.payload)
+            if len(seen) == 1:
+                delivery.nack(0.0)
+                assert await other.take(1) == [published]
+            else:
+                break
+        assert seen == [b"1", b"2"]
+        assert published.state is State.DELIVERED

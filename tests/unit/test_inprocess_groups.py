@@ -171,3 +171,32 @@ async def test_subscriptions_without_a_name_are_told_apart() -> None:
     broker = Broker()
     async with broker.subscribe("a") as one, broker.subscribe("a") as two, broker.subscribe("a", name="three") as three:
         assert (one.name, two.name, three.name) == ("a", "a#2", "three")
+
+
+async def test_a_member_that_has_all_it_may_does_not_keep_a_message_from_one_that_waits() -> None:
+    broker = Broker()
+    async with broker.subscribe(group="g", prefetch=1) as full, broker.subscribe(group="g") as free:
+        await broker.publish(made(b"1"))
+        assert len(await full.take(1)) == 1
+        waits = [asyncio.create_task(full.take(1)), asyncio.create_task(free.take(1))]
+        await asyncio.sleep(0)
+        await broker.publish(made(b"2"))
+        assert [delivery.payload for delivery in await asyncio.wait_for(waits[1], 10)] == [b"2"]
+        assert not waits[0].done()
+        waits[0].cancel()
+
+
+async def test_what_is_dropped_for_a_newer_one_frees_what_was_behind_it_in_its_key() -> None:
+    broker = Broker()
+    async with (
+        broker.subscribe(group="g", buffer=2, policy="drop_oldest") as one,
+        broker.subscribe(group="g", buffer=2, policy="drop_oldest") as two,
+    ):
+        await broker.publish(made(b"1", key="k"))
+        (first,) = await one.take(1)
+        await broker.publish(made(b"2", key="k"))
+        await broker.publish(made(b"3", key="k"))
+        assert two.take_nowait(9) == []
+        first.ack()
+        await broker.publish(made(b"4", key="other"))  # drops the second, which is next of its key
+        assert [delivery.payload for delivery in two.take_nowait(9)] == [b"3", b"4"]

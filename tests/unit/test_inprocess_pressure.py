@@ -257,3 +257,11 @@ def test_bad_settings_are_refused_with_the_text_and_the_position() -> None:
     ):
         with pytest.raises(ConfigurationError, match=words):
             broker.subscribe("a", **settings).begin()
+
+
+async def test_a_publisher_that_waits_goes_on_when_what_is_before_it_expires() -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=1, policy="block") as subscription:
+        await broker.publish(made(1), ttl=0.02)
+        await asyncio.wait_for(broker.publish(made(2)), 10)
+        assert [int(delivery.payload) for delivery in await subscription.take(9)] == [2]
