@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
 
     from bridges.jetstream.client import AckingClient
     from bridges.jetstream.connection import JetStream
@@ -118,7 +119,10 @@ class JetStreamSource:
         if pull is not None:
             pull.keeping.cancel()
             with suppress(nats.errors.Error, OSError, TimeoutError):
-                for loan in loans:
+                # Nothing more may come to us: what we give back would, while a request of ours is open, and then wait for its ack_wait
+                # while newer messages of its key go to others. And in the order in which it came: so it is delivered again.
+                await pull.end()
+                for loan in sorted(loans, key=lambda loan: loan.number):
                     await pull.client.publish(loan.item.reply, b"-NAK")
                 await pull.client.flush(timeout=1)
 
@@ -247,9 +251,16 @@ class _Pull:
         self._requested = 0
         self._expires = 0.0
         self._problem: str | None = None
+        self._subscription: Subscription | None = None
 
     async def subscribe(self) -> None:
-        await self.client.subscribe(self._inbox, cb=self._receive)
+        self._subscription = await self.client.subscribe(self._inbox, cb=self._receive)
+
+    async def end(self) -> None:
+        """Take nothing more: without interest in its inbox, the server drops a request."""
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+            await self.client.flush(timeout=1)
 
     async def request(self, limit: int, linger: float) -> None:
         """Ask for messages, unless what was asked for is still to come."""
