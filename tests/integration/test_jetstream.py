@@ -19,6 +19,7 @@ from bridges.ports import BEHIND, PUBLISHED, Published, Reason, Rejected, Releas
 from bridges.security import Security
 from outbox.demo.engines import PrivateNats
 from tests.conftest import Stream
+from tests.contracts.claims import drain
 from tests.contracts.harness_jetstream import connected
 from tests.contracts.messages import assert_key_prefix, ids, kinds, published
 from tests.engines.deadline import eventually
@@ -222,8 +223,7 @@ async def test_a_replayed_message_is_no_duplicate(stream: Stream) -> None:
     assert [each.headers.get("Nats-Msg-Id") for each in stored[:2]] == [str(once.id), f"{once.id}.2030-01-01T00:00:00+00:00"]
     async with JetStream([stream.url]) as connection:
         source = JetStreamSource(connection, stream=stream.name, durable="d")
-        async with source.claim(10) as batch:
-            assert [message.headers for message in batch.messages] == [once.headers, again.headers, third.headers]
+        assert [message.headers for message in await drain(source, 3)] == [once.headers, again.headers, third.headers]
         await source.close()
 
 

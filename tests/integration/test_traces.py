@@ -20,6 +20,7 @@ from bridges.kafka import Kafka, KafkaSink, KafkaSource
 from bridges.observed import Metrics, ObservedSink
 from dedupe import Consumer
 from outbox import Draft, Outbox
+from tests.contracts.claims import drain
 from tests.engines.pumps import pumping
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ async def test_a_context_of_the_applications_own_is_passed_on_opaquely(database:
         source = JetStreamSource(connection, stream=stream.name, durable="d", linger=20)
         async with await psycopg.AsyncConnection.connect(database) as writer:
             await OUTBOX.aput(writer, "t", b"", headers=theirs)
-        async with pumping(database, sink), source.claim(1) as batch:
-            (message,) = batch.messages
+        async with pumping(database, sink):
+            (message,) = await drain(source, 1)
         await source.close()
     assert message.headers == theirs
 
