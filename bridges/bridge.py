@@ -74,6 +74,7 @@ class Bridge:
         deliveries: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as group:
             while not self._stopping.is_set():
+                # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
                 await self._unless_stopped(asyncio.sleep(self._pause()))
                 if not await self._unless_stopped(self._slots.acquire()):
                     break

@@ -31,7 +31,7 @@ class Pattern:
             elif token == ">":
                 parts.append(r"(.+)")
             else:
-                _check_token(text, place, token)
+                _check_token(f"pattern {text!r}: token {place}", token, token, first=place == 1)
                 parts.append(re.escape(token))
         self.text = text
         self._regex = re.compile(r"\.".join(parts), re.DOTALL)
@@ -168,14 +168,7 @@ def _check_template(text: str, template: str, wildcards: int) -> None:
                 msg = f"{where} names {{{name}}}, which is not there: the pattern has {has}, counted from {{1}}, and there is {{topic}}"
                 raise InvalidPattern(msg)
         plain = _PLACEHOLDER.sub("x", token)
-        if not plain:
-            msg = f"{where} is empty"
-            raise InvalidPattern(msg)
-        try:
-            check_topic(plain if place == 1 else f"x.{plain}")
-        except InvalidMessage:
-            msg = f"{where}, {token!r}, cannot be part of a topic"
-            raise InvalidPattern(msg) from None
+        _check_token(where, token, plain, first=place == 1)
         if "{" in plain or "}" in plain:
             msg = f"{where}, {token!r}, has a brace that is not part of {{1}}, {{2}}, ... or {{topic}}"
             raise InvalidPattern(msg)
@@ -203,12 +196,13 @@ def _image(template: str, wildcards: dict[str, str]) -> str:
     return ".".join(made)
 
 
-def _check_token(text: str, place: int, token: str) -> None:
-    if not token:
-        msg = f"pattern {text!r}: token {place} is empty"
+def _check_token(where: str, token: str, plain: str, *, first: bool) -> None:
+    """Check one token by what it is where its placeholders have a value. What may be inside a topic may not always begin one."""
+    if not plain:
+        msg = f"{where} is empty"
         raise InvalidPattern(msg)
     try:
-        check_topic(token if place == 1 else f"x.{token}")
+        check_topic(plain if first else f"x.{plain}")
     except InvalidMessage:
-        msg = f"pattern {text!r}: token {place}, {token!r}, cannot be part of a topic"
+        msg = f"{where}, {token!r}, cannot be part of a topic"
         raise InvalidPattern(msg) from None

@@ -162,7 +162,7 @@ class HandlerSink:
         while not self._stopping.is_set():
             try:
                 return (await self._handle_together([message]))[0]
-            except Exception as problem:  # noqa: BLE001
+            except Exception as problem:  # noqa: BLE001 - a handler may raise anything; what is its fault is told apart here
                 if trouble := _trouble(problem):
                     return trouble
                 if not isinstance(problem, _COLLISIONS):

@@ -29,12 +29,14 @@ from psycopg import sql as compose
 
 from dedupe import sql
 from dedupe.processed import first_time
-from migrations.partitions import BESIDE_OTHERS, Daily, Patience, Schedule, Tidied, Upkeep, begin_of_uuid7, database_now, milliseconds
+from migrations.partitions import BESIDE_OTHERS, Patience, Upkeep, database_now
+from migrations.schedule import Daily, Schedule, begin_of_uuid7, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bridges.message import Message
+    from migrations.tidied import Tidied
 
 PROCESSED: Final = Daily(table="processed", key="message_id", begin=begin_of_uuid7)
 """Partitioned by the day in which a UUIDv7 was made."""

@@ -9,5 +9,6 @@ cannot meet. A runner older than the schema it finds refuses to touch it.
 
 People with their own migration tool take the text instead: ``script("outbox", schema="outbox")``. Both are in `migrations.runner`.
 
-What no file can make once for all, since time goes on, are the partitions by day: `migrations.partitions` makes and drops those.
+What no file can make once for all, since time goes on, are the partitions by day: `migrations.partitions` makes and drops those, as
+`migrations.schedule` has it.
 """

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, LiteralString
-from uuid import UUID
 
 import psycopg
 from psycopg import sql
 
 from migrations.names import check_schema_name
+from migrations.tidied import Tidied
 
 if TYPE_CHECKING:
-    import logging
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-_DAY: Final = timedelta(days=1)
+    from migrations.schedule import Daily, Schedule
+
 _SWEPT_AT_ONCE: Final = 10_000
 _BATCHES: Final = 50
 
@@ -39,73 +39,6 @@ _LATER = (
     psycopg.errors.SerializationFailure,
     psycopg.errors.CheckViolation,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Daily:
-    """A table with a partition for each day, ``<table>_YYYYMMDD``, and ``<table>_default``.
-
-    Attributes:
-        table: its name.
-        key: the column by whose ranges it is partitioned.
-        begin: returns the lowest value of a day, as Postgres writes it in UTC.
-    """
-
-    table: str
-    key: str
-    begin: Callable[[date], str]
-
-    def name(self, day: date) -> str:
-        """Return the name of the day's partition."""
-        return f"{self.table}_{day:%Y%m%d}"
-
-    def bounds(self, day: date) -> tuple[str, str]:
-        """Return the lowest value of the day, and that of the next, which is its end."""
-        return self.begin(day), self.begin(day + _DAY)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """What is to be with a table's days.
-
-    Attributes:
-        wanted: days to have a partition.
-        needed: those of them for which there are rows today, or will be tomorrow.
-        over: days before this one go; None: none does.
-        stays: a condition on the rows of a day that is over; those that meet it go to the default partition. There is an index for it:
-            it is looked up while the table is locked.
-        swept: conditions on the rows of the default partition; those that meet one are deleted.
-    """
-
-    wanted: Collection[date] = ()
-    needed: Collection[date] = ()
-    over: date | None = None
-    stays: sql.Composable | None = None
-    swept: Collection[sql.Composable] = ()
-
-    def late(self, daily: Daily, days: Collection[date]) -> dict[str, str]:
-        """Return the partitions that should have been made or dropped by now, with the reason, if those of some days are there."""
-        late = {daily.name(day): "it is not made, though its rows come in by tomorrow" for day in sorted(set(self.needed).difference(days))}
-        if self.over is not None:
-            late |= {
-                daily.name(day): "it is not dropped, though over for more than a day" for day in sorted(days) if day < self.over - _DAY
-            }
-        return late
-
-
-def begin_of_timestamps(day: date) -> str:
-    """Return the first moment of the day, in UTC."""
-    return f"{day:%Y-%m-%d} 00:00:00+00"
-
-
-def begin_of_uuid7(day: date) -> str:
-    """Return the lowest UUID whose first 48 bits, in a UUIDv7 its Unix milliseconds, are of the day or later."""
-    return str(UUID(int=milliseconds(datetime(day.year, day.month, day.day, tzinfo=UTC)) << 80))
-
-
-def milliseconds(moment: datetime) -> int:
-    """Return the whole Unix milliseconds of a moment, without passing through a float."""
-    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
 
 
 async def database_now(connection: psycopg.AsyncConnection[Any]) -> datetime:
@@ -172,63 +105,6 @@ BESIDE_OTHERS: Final = Patience()
 
 _LONGEST_LOCK: Final = 10.0
 _LONGEST_STATEMENT: Final = 30.0
-
-
-@dataclass(slots=True)
-class Tidied:
-    """What a turn has done.
-
-    Attributes:
-        table: of which.
-        made: partitions.
-        dropped: partitions.
-        moved: rows that went from the default partition into a new one.
-        swept: rows of the default partition that were over, and deleted.
-        left: what could not be done now, with the reason.
-        late: partitions that should have been made or dropped by now, with the reason.
-        wrong: what somebody must look at, with the reason.
-        forbidden: what the role may not do, as Postgres says it; None if it may.
-    """
-
-    table: str
-    made: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    moved: int = 0
-    swept: int = 0
-    left: dict[str, str] = field(default_factory=dict)
-    late: dict[str, str] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)
-    forbidden: str | None = None
-
-
-class Announcer:
-    """Tells a log what turns have done, and each trouble when it comes and when it has gone."""
-
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
-        self._told: set[str] = set()
-
-    def tell(self, tidied: Tidied) -> None:
-        """Log what a turn has done."""
-        for what, names in (("made", tidied.made), ("dropped", tidied.dropped)):
-            if names:
-                self._log.info("partitions of %s: %s %s", tidied.table, what, ", ".join(names))
-        for name, why in tidied.left.items():
-            self._log.debug("%s: left for the next turn: %s", name, why)
-        troubles = dict(tidied.wrong)
-        if not tidied.forbidden:
-            troubles |= tidied.late
-        elif tidied.late:  # else somebody who may keeps the days
-            troubles[tidied.table] = (
-                f"this role may neither make nor drop its partitions ({tidied.forbidden}), and nobody else does: run `outboxd tidy` every"
-                f" day as the owner of the schema; whatever has no partition goes to {tidied.table}_default"
-            )
-        for name, why in troubles.items():
-            if name not in self._told:
-                self._log.warning("%s: %s", name, why)
-        for name in self._told.difference(troubles):
-            self._log.warning("%s: is as it should be again", name)
-        self._told = set(troubles)
 
 
 class _Done(Exception):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from migrations.partitions import Daily, Schedule
+    from migrations.schedule import Daily, Schedule
 
 _NAMED: Final = 10
 """Of things alike, the worst are named, and the rest counted."""

@@ -19,8 +19,10 @@ from psycopg import sql as compose
 from bridges.backoff import Backoff
 from bridges.deadline import happens
 from bridges.errors import told
-from migrations.partitions import BESIDE_OTHERS, Announcer, Daily, Patience, Schedule, Tidied, Upkeep, begin_of_timestamps, database_now
-from outbox import sql, sql_watching
+from migrations.partitions import BESIDE_OTHERS, Patience, Upkeep, database_now
+from migrations.schedule import Daily, Schedule, begin_of_timestamps
+from migrations.tidied import Announcer, Tidied
+from outbox import session, sql, sql_watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -244,20 +246,7 @@ class Janitor:
 
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
         if self._connection is None:
-            self._connection = await psycopg.AsyncConnection.connect(
-                self._dsn,
-                autocommit=True,
-                application_name="outboxd janitor",
-                connect_timeout=5,
-                target_session_attrs="read-write",
-                keepalives_idle=15,
-                keepalives_interval=5,
-                keepalives_count=3,
-                tcp_user_timeout=30_000,
-                prepare_threshold=None,  # there may be a transaction pooler in between, and nothing here is done often
-            )
-            # Whatever the database's default is: in a stricter isolation, what is asked after a lock would be seen as it was before it.
-            await self._connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+            self._connection = await session.connect(self._dsn, "outboxd janitor")
         return self._connection
 
     async def _disconnect(self) -> None:

@@ -22,7 +22,7 @@ from bridges.envelope import REPLAYED
 from bridges.errors import ConfigurationError, SourceUnavailable, told
 from bridges.message import Message, uuid7
 from bridges.ports import Published, Reason, Rejected, Retry
-from outbox import sql, sql_operating
+from outbox import session, sql, sql_operating
 from outbox.source import RETRY
 
 if TYPE_CHECKING:
@@ -298,15 +298,7 @@ class ArchiveSource:
     async def _execute(self, statement: LiteralString, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         try:
             if self._connection is None:
-                self._connection = await psycopg.AsyncConnection.connect(
-                    self._dsn,
-                    autocommit=True,
-                    application_name="outboxd replay",
-                    connect_timeout=5,
-                    target_session_attrs="read-write",
-                    # The statements are planned with their values: what is not given is then folded away.
-                    prepare_threshold=None,
-                )
+                self._connection = await session.connect(self._dsn, "outboxd replay")
             cursor = await self._connection.execute(sql.bind(statement, self._schema), parameters, binary=True)
             return await cursor.fetchall() if cursor.description else []
         except psycopg.Error as problem:

@@ -14,9 +14,12 @@ from psycopg.conninfo import make_conninfo
 
 from migrations.runner import TRACKS, migrate
 from tests.engines.choice import Choice, choose_kafka, choose_nats, choose_postgres
+from tests.engines.command import running_here
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from tests.engines.command import Run
 
 _CHOICES: dict[str, Choice] = {}
 
@@ -97,6 +100,12 @@ async def connection(database: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """An autocommit connection to the fresh database, to look at it with."""
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+def outboxd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line, in this process, with no database in the environment."""
+    return running_here(monkeypatch, capsys)
 
 
 @dataclass(frozen=True)

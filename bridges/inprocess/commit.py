@@ -98,6 +98,7 @@ class GroupCommit:
             try:
                 written = await self.in_writer(self._write, [append.records for append in batch])
             except BaseException as problem:
+                # Cancelled, or an error of ours, and raised again as such: but those who wait for this task must not wait for ever.
                 self._fail(RuntimeError(f"the writer was given up: {told(problem)}"), batch)
                 raise
             self._sync_due = False

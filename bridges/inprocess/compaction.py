@@ -63,7 +63,7 @@ def rewrite(segments: Sequence[Segment], newest: dict[bytes, int], target: int, 
     try:
         for start in range(0, len(kept), _TOGETHER):
             rewritten.append([record[:3] for record in kept[start : start + _TOGETHER]], 0, sys.maxsize)
-    except BaseException:
+    except BaseException:  # nothing is handled here: whatever ended it, half a segment does not stay on the disk
         rewritten.close()
         rewritten.path.unlink()
         raise

@@ -1,16 +1,15 @@
-"""What a durable broker keeps beside its logs: how far each subscription has come, and what is not due yet.
+"""What a durable broker keeps beside its logs: how far each subscription has come.
 
-Both are tables on a small compacted log, so that what holds for a log holds for them: group commit, recovery, one owner, an end to their
-growth. They are read once, when they are opened, and are in memory from then on.
+A table on a small compacted log, so that what holds for a log holds for it: group commit, recovery, one owner, an end to its growth. It
+is read once, when it is opened, and is in memory from then on. What is not due yet is in the log itself: it counts as not acknowledged.
 """
 
 from __future__ import annotations
 
-from struct import Struct, pack, unpack
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
+from struct import pack, unpack
+from typing import TYPE_CHECKING, Final, Literal, Self
 from uuid import UUID
 
-from bridges.inprocess.codec import decode, encode
 from bridges.inprocess.durable import DurableLog
 from bridges.inprocess.keeping import LogSettings
 from bridges.message import Message
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from bridges.inprocess.recovery import RecoveryReport
 
 _NOBODY: Final = UUID(int=0)
-_DUE: Final = Struct(">d")
 _PAGE: Final = 1000
 
 
@@ -67,13 +65,6 @@ class _Table:
             self._rows.pop(key, None)
 
 
-async def _open(
-    folder: str | os.PathLike[str], fsync: Literal["always", "never"] | float, segment_bytes: int, *, skip_corrupt: bool
-) -> _Table:
-    settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes, compact=True)
-    return _Table(await DurableLog.open(folder, settings, skip_corrupt=skip_corrupt))
-
-
 class DurableCursors:
     """How far each durable subscription has come: a `bridges.inprocess.log.CursorStore` on disk, got from `open`.
 
@@ -98,7 +89,8 @@ class DurableCursors:
 
         A cursor that is lost with a window that was not synced yet costs duplicates, no message.
         """
-        return cls(await _open(folder, fsync, segment_bytes, skip_corrupt=skip_corrupt))
+        settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes, compact=True)
+        return cls(_Table(await DurableLog.open(folder, settings, skip_corrupt=skip_corrupt)))
 
     async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
         """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored.
@@ -128,66 +120,6 @@ class DurableCursors:
     def names(self) -> list[str]:
         """Return the names that something is saved for."""
         return [name for name, _ in self._table.items()]
-
-    async def close(self) -> None:
-        """Store what is to be stored and let go of everything. Any number of times."""
-        await self._table.close()
-
-
-class Pending(NamedTuple):
-    """A message that waits for its time.
-
-    Attributes:
-        number: names it to `DurableTimers.remove`.
-        due: Unix seconds.
-        message: what is to be delivered then.
-    """
-
-    number: int
-    due: float
-    message: Message
-
-
-class DurableTimers:
-    """Messages that are not due yet, on disk; got from `open`. It keeps them, and leaves to its owner to watch the clock.
-
-    Attributes:
-        recovery: what opening it did.
-    """
-
-    def __init__(self, table: _Table) -> None:
-        self._table = table
-        self._last = max((int(number) for number, _ in table.items()), default=0)
-        self.recovery = table.recovery
-
-    @classmethod
-    async def open(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        fsync: Literal["always", "never"] | float = "always",
-        segment_bytes: int = 16 << 20,
-        skip_corrupt: bool = False,
-    ) -> Self:
-        """Open the timers in a folder of their own. The arguments are those of `LogSettings`; raises as `DurableLog.open`."""
-        return cls(await _open(folder, fsync, segment_bytes, skip_corrupt=skip_corrupt))
-
-    async def add(self, due: float, message: Message) -> Pending:
-        """Keep a message until it is removed. Returns when it is stored."""
-        self._last += 1
-        pending = Pending(self._last, due, message)
-        await self._table.put(str(pending.number), _DUE.pack(due) + encode(message))
-        return pending
-
-    async def remove(self, number: int) -> None:
-        """It has been delivered, or is not wanted any more. Returns when that is stored; any number of times."""
-        if self._table.get(str(number)):
-            await self._table.put(str(number), b"")
-
-    def pending(self) -> list[Pending]:
-        """Return all that waits, the first due first."""
-        waiting = [Pending(int(number), _DUE.unpack_from(value)[0], decode(value[_DUE.size :])) for number, value in self._table.items()]
-        return sorted(waiting, key=lambda pending: (pending.due, pending.number))
 
     async def close(self) -> None:
         """Store what is to be stored and let go of everything. Any number of times."""

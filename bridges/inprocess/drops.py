@@ -52,7 +52,7 @@ class Drops:
         if self._on_drop is not None:
             try:
                 self._on_drop(message, why)
-            except Exception:
+            except Exception:  # it is the application's: whatever it raises must not reach a publisher, or another subscription
                 log.exception("%s: on_drop raised for a message of %r", self._name, message.topic)
 
     def filter_raised(self, message: Message, topic: Counts, problem: Exception) -> None:

@@ -126,7 +126,7 @@ class Cursor:
                 await self._store.save(self.name, below, done)
                 if len(done) > _MANY:  # one that waits long leaves much behind it to tell of: not all the time, then
                     await asyncio.sleep(min(1.0, 10 * (monotonic() - began)))
-        except Exception:
+        except Exception:  # whatever a store raises: the next acknowledgement tries again, and what is lost until then only comes again
             log.exception("%s: its place in the log was not saved; what it acknowledged may come again", self.name)
         finally:
             self._saving = None

@@ -1,6 +1,6 @@
 """What a log is: the messages of some topics in the order of their publishing, each at an offset, for those who read later.
 
-`bridges.inprocess.memory.MemoryLog` keeps them in memory, `bridges.inprocess.segments.SegmentLog` on disk.
+`bridges.inprocess.memory.MemoryLog` keeps them in memory, `bridges.inprocess.durable.DurableLog` on disk.
 """
 
 from __future__ import annotations

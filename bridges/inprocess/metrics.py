@@ -1,6 +1,7 @@
-"""The figures of a broker as Prometheus metrics, read when they are scraped. The names are a public contract.
+"""The figures of brokers as Prometheus metrics, read when they are scraped. The names are a public contract.
 
-Labels are bounded: by the names of subscriptions, those made without one together under ``""``. Topics are no labels; see `Broker.figures`.
+Labels are bounded: by the names of brokers, and of subscriptions, those made without one together under ``""``. Topics are no labels; see
+`Broker.figures`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from prometheus_client.metrics_core import Metric
 
@@ -29,39 +30,52 @@ _COUNTERS = {
 }
 
 
-class BrokerMetrics:
-    """A collector of one broker; it costs nothing but when it is scraped."""
+_LABELS = ("broker", "subscription")
 
-    def __init__(self, broker: Broker, registry: CollectorRegistry = REGISTRY) -> None:
-        self._broker = broker
+
+class BrokerMetrics:
+    """A collector; it costs nothing but when it is scraped.
+
+    Args:
+        brokers: whose figures, each under the name that is its label. One collector has them all: a registry takes a metric once.
+        registry: where they are scraped.
+    """
+
+    def __init__(self, brokers: Mapping[str, Broker], registry: CollectorRegistry = REGISTRY) -> None:
+        self._brokers = dict(brokers)
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
         """Return the figures as they are now."""
-        figures = self._broker.figures()
-        by_label: dict[str, list[SubscriptionFigures]] = {}
-        for name, one in figures.subscriptions.items():
-            by_label.setdefault(name if self._broker.named(name) else "", []).append(one)
+        figures = {name: broker.figures() for name, broker in self._brokers.items()}
+        by_labels: dict[tuple[str, str], list[SubscriptionFigures]] = {}
+        for name, broker in self._brokers.items():
+            for subscription, one in figures[name].subscriptions.items():
+                by_labels.setdefault((name, subscription if broker.named(subscription) else ""), []).append(one)
         for field, text in _COUNTERS.items():
-            counter = CounterMetricFamily(f"outbox_inprocess_{field}", text, labels=["subscription"])
-            for label, those in by_label.items():
-                counter.add_metric([label], sum(getattr(one, field) for one in those))
+            counter = CounterMetricFamily(f"outbox_inprocess_{field}", text, labels=_LABELS)
+            for labels, those in by_labels.items():
+                counter.add_metric(labels, sum(getattr(one, field) for one in those))
             yield counter
-        lag = GaugeMetricFamily("outbox_inprocess_lag_messages", "Messages not yet acknowledged", labels=["subscription"])
-        queue = SummaryMetricFamily("outbox_inprocess_queue_seconds", "From publish to a reader", labels=["subscription"])
-        handler = SummaryMetricFamily("outbox_inprocess_handler_seconds", "From a reader to its end", labels=["subscription"])
-        tenants = GaugeMetricFamily("outbox_inprocess_tenants_waiting", "Tenants that have something waiting", labels=["subscription"])
-        for label, those in by_label.items():
+        lag = GaugeMetricFamily("outbox_inprocess_lag_messages", "Messages not yet acknowledged", labels=_LABELS)
+        queue = SummaryMetricFamily("outbox_inprocess_queue_seconds", "From publish to a reader", labels=_LABELS)
+        handler = SummaryMetricFamily("outbox_inprocess_handler_seconds", "From a reader to its end", labels=_LABELS)
+        tenants = GaugeMetricFamily("outbox_inprocess_tenants_waiting", "Tenants that have something waiting", labels=_LABELS)
+        for labels, those in by_labels.items():
             totals: Counter[str] = Counter()
             for one in those:
                 totals["lag"] += one.lag
                 totals["delivered"] += one.delivered
                 totals["ended"] += one.delivered + one.redelivered - one.unacknowledged
                 totals["tenants"] += len(one.tenants)
-            lag.add_metric([label], totals["lag"])
-            tenants.add_metric([label], totals["tenants"])
-            queue.add_metric([label], totals["delivered"], sum(one.queue_seconds for one in those))
-            handler.add_metric([label], totals["ended"], sum(one.handler_seconds for one in those))
+            lag.add_metric(labels, totals["lag"])
+            tenants.add_metric(labels, totals["tenants"])
+            queue.add_metric(labels, totals["delivered"], sum(one.queue_seconds for one in those))
+            handler.add_metric(labels, totals["ended"], sum(one.handler_seconds for one in those))
         yield from (lag, queue, handler, tenants)
-        yield GaugeMetricFamily("outbox_inprocess_scheduled_messages", "Messages that wait for their time", figures.scheduled)
-        yield GaugeMetricFamily("outbox_inprocess_dead_letters", "Dead letters kept", figures.dead_letters)
+        scheduled = GaugeMetricFamily("outbox_inprocess_scheduled_messages", "Messages that wait for their time", labels=_LABELS[:1])
+        letters = GaugeMetricFamily("outbox_inprocess_dead_letters", "Dead letters kept", labels=_LABELS[:1])
+        for name, its in figures.items():
+            scheduled.add_metric([name], its.scheduled)
+            letters.add_metric([name], its.dead_letters)
+        yield from (scheduled, letters)

@@ -43,7 +43,7 @@ class Spill:
         self._appending += 1
         try:
             offset = await self._log.append([stamped(message, its)], time.time())
-        except BaseException:
+        except BaseException:  # whatever a log raises, or its publisher's cancellation: either way it is not here, and is counted so
             mailbox.drops.never_came(message, topic, Drop.FULL)
             raise
         finally:

@@ -45,7 +45,7 @@ class Store:
             self.segments = tuple(segments)
             self._rotated = False
             self.evict()
-        except BaseException:
+        except BaseException:  # whatever ended it, nobody has a store that could let go of the folder
             os.close(self._lock)
             raise
 

@@ -127,7 +127,14 @@ class Topic(Generic[T]):
         self.name = name
         self.codec = codec
 
-    def message(self, value: T, *, key: str | None = None, headers: Mapping[str, str] = NO_HEADERS, id: UUID | None = None) -> Message:  # noqa: A002
+    def message(
+        self,
+        value: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        id: UUID | None = None,  # noqa: A002 -- what it is called in a `Message`
+    ) -> Message:
         """Return the message that carries a value: for a `Broker`, any other `Sink`, or an outbox."""
         return Message(id or uuid7(), self.name, self.codec.encode(value), key, self.codec.content_type, headers)
 

@@ -24,7 +24,7 @@ class Waiting:
         self.readers.append(place)
         try:
             await woken
-        except BaseException:
+        except asyncio.CancelledError:
             if place in self.readers:
                 self.readers.remove(place)
             if not woken.cancelled():  # woken and cancelled at once: the next one must not sleep on
@@ -52,7 +52,7 @@ class Waiting:
         self.publishers.append(room)
         try:
             await room
-        except BaseException:
+        except asyncio.CancelledError:
             if not room.cancelled():
                 self.make_room()
             elif room in self.publishers:

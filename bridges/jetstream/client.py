@@ -158,7 +158,7 @@ class AckingClient(Client):
         if not self.is_connected or self._transport is None:
             raise nats.errors.ConnectionClosedError
         self._transport.write(b"".join(frames))
-        await self._transport.drain()  # type: ignore[no-untyped-call]
+        await self._transport.drain()  # type: ignore[no-untyped-call]  # nats-py's transports have no types
 
     def wake_windows(self) -> None:
         """Tell everybody who waits that the connection is lost."""

@@ -98,7 +98,7 @@ async def _bootstrap(bootstrap: Callable[[], Awaitable[None]]) -> None:
     token = _first_connections.set(noted)
     try:
         await bootstrap()
-    except BaseException:
+    except BaseException:  # a cancellation most of all: whatever ended it, aiokafka has forgotten them
         for connection in noted:
             connection.close()
         raise

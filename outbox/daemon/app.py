@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import uvloop
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from bridges.backoff import Backoff
 from bridges.bridge import Bridge
 from bridges.deadline import happens
 from bridges.errors import ConfigurationError
+from bridges.failpoints import Failpoints
 from bridges.observed import Metrics, ObservedSource, Progress
 from bridges.ports import Published, Released
 from bridges.router import Router
@@ -29,7 +30,7 @@ from dedupe.retention import PROCESSED
 from migrations.names import MigrationError
 from migrations.runner import check_up_to_date
 from outbox.daemon.bridging import make_bridges
-from outbox.daemon.brokers import Broker, make_broker
+from outbox.daemon.brokers import Broker, expose_embedded, make_broker
 from outbox.daemon.days import ConsumersDays, archived, days_of
 from outbox.daemon.health import Health
 from outbox.daemon.http import make_server
@@ -107,19 +108,23 @@ class _Daemon:
         self._consumer_metrics = _ConsumerMetrics()
         # A loop may rightly take as long as its batch may.
         self._health = Health(stall_after=max(settings.http.stall_after, 2 * settings.pump.publish_timeout), sinks=settings.sinks)
+        self._failpoints = Failpoints.from_environment()
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         settings = self._settings
+        loop = asyncio.get_running_loop()
+        Gauge("outbox_tasks", "Tasks of the event loop: a leak is seen here").set_function(lambda: len(asyncio.all_tasks(loop)))
         self._take_signals()
         if not await self._schemas_fit():
             return
         days = await self._make_days()
         async with AsyncExitStack() as stack:
             brokers = {name: make_broker(section, stack) for name, section in settings.sinks.items()}
+            expose_embedded(brokers)
             # Consumers first: an in-process subscription must be there before the first message is.
             consumers = [self._make_consumer(section, brokers) for section in settings.consumers]
-            bridges = await make_bridges(settings, brokers, self._metrics, self._health, stack)
+            bridges = await make_bridges(settings, brokers, self._metrics, self._health, self._failpoints, stack)
             pump = await self._make_pump(brokers, stack) if settings.routes else None
             async with asyncio.TaskGroup() as group:
                 consuming = [group.create_task(running, name=f"consumer {consumer.name}") for consumer, running in consumers]
@@ -203,8 +208,8 @@ class _Daemon:
         )
         await stack.enter_async_context(source)
         return Bridge(
-            ObservedSource(source, "outbox", self._metrics, progress),
-            Router(routing.routes),
+            self._failpoints.source("pump", ObservedSource(source, "outbox", self._metrics, progress)),
+            self._failpoints.sink("pump", Router(routing.routes)),
             name="pump",
             batch=pump.batch,
             claims=pump.claims,
@@ -229,10 +234,11 @@ class _Daemon:
         metrics = self._consumer_metrics
 
         def wrap(sink: Sink) -> Sink:
-            return _CountedConsumer(sink, consumer.name, metrics, progress)
+            return self._failpoints.sink("consumer", _CountedConsumer(sink, consumer.name, metrics, progress))
 
         def time_handler(handler: Handler) -> Handler:
             seconds = metrics.seconds.labels(consumer.name)
+            handler = self._failpoints.handler(handler)
 
             async def timed(message: Message, connection: psycopg.AsyncConnection[Any]) -> None:
                 with seconds.time():
@@ -242,7 +248,7 @@ class _Daemon:
 
         dsn = (section.dsn or settings.postgres.dsn).get_secret_value()
         running = consumer.run(
-            source,
+            self._failpoints.source("consumer", source),
             dsn=dsn,
             schema=settings.postgres.dedupe_schema,
             wrap=wrap,

@@ -8,21 +8,24 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
-import psycopg
 import typer
 from pydantic import TypeAdapter, ValidationError
 
 from bridges.errors import ConfigurationError
 from migrations.names import check_schema_name
 from migrations.runner import check_up_to_date
-from outbox import sql_operating
-from outbox.daemon.config import Duration, Settings, checked_dsn, load, schemas_in_environment
+from outbox import session, sql_operating
+from outbox.daemon.config import Settings, load, schemas_in_environment
+from outbox.daemon.sections import Duration, checked_dsn
 from outbox.selection import FATAL, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    import psycopg
+
 T = TypeVar("T")
+Track = Literal["outbox", "dedupe"]
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; OUTBOXD_* variables win over it.")]
 Dsn = Annotated[str | None, typer.Option(envvar="OUTBOXD_POSTGRES__DSN", help="A libpq connection string or URI.", show_envvar=True)]
@@ -39,14 +42,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")
 Consumer = Annotated[str | None, typer.Option(help="The dead letters of this consumer, instead of the outbox's.")]
 
 
-SESSION: Final[dict[str, Any]] = {
-    "autocommit": True,
-    "application_name": "outboxd operate",
-    "connect_timeout": 5,
-    "target_session_attrs": "read-write",
-    # Behind a transaction pooler a prepared statement may be on another server session.
-    "prepare_threshold": None,
-}
+OPERATOR: Final = "outboxd operate"
+"""What the session is called of whoever changes something by hand."""
+
+
+def check_schema(dsn: str, track: Track, schema: str, name: str, *, writes: bool = True) -> None:
+    """Raise `MigrationError` if a track's schema is not as it should be, and psycopg's errors if that cannot be asked."""
+    with session.connect_blocking(dsn, name, writes=writes) as connection:
+        check_up_to_date(connection, track, schema=schema)
 
 
 class Place(NamedTuple):
@@ -102,30 +105,34 @@ class Place(NamedTuple):
                 return self._replace(dsn=dsn, dedupe_schema=schema)
         return self
 
-    def run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]], *, track: Literal["outbox", "dedupe"] = "outbox") -> T:
-        """Do something on a connection. Raises `MigrationError` if the track's schema is not as it should be."""
+    def run(
+        self,
+        work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]],
+        *,
+        track: Track = "outbox",
+        name: str = OPERATOR,
+        writes: bool = True,
+    ) -> T:
+        """Do something on a connection, as `session.connect` makes it.
+
+        Raises `MigrationError` if the track's schema is not as it should be.
+        """
 
         async def connected() -> T:
-            async with await self._connect(track) as connection:
+            async with await self._connect(track, name, writes=writes) as connection:
                 return await work(connection)
 
         return asyncio.run(connected())
 
     async def selected(self, asked: Asked) -> Selection:
         """Return the selection, its ages counted back from the database's clock. Raises `MigrationError` as `run` does."""
-        async with await self._connect("outbox") as connection:
+        async with await self._connect("outbox", OPERATOR) as connection:
             return await asked.at(connection)
 
-    async def _connect(self, track: Literal["outbox", "dedupe"]) -> psycopg.AsyncConnection[Any]:
-        await asyncio.to_thread(self._check_schema, track)
-        connection = await psycopg.AsyncConnection.connect(self.dsn, **SESSION)
-        # Whatever is usual in this database: what owns lanes must see what their last owner has committed.
-        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
-        return connection
-
-    def _check_schema(self, track: Literal["outbox", "dedupe"]) -> None:
-        with psycopg.connect(self.dsn, **SESSION) as connection:
-            check_up_to_date(connection, track, schema=self.schema if track == "outbox" else self.dedupe_schema)
+    async def _connect(self, track: Track, name: str, *, writes: bool = True) -> psycopg.AsyncConnection[Any]:
+        schema = self.schema if track == "outbox" else self.dedupe_schema
+        await asyncio.to_thread(check_schema, self.dsn, track, schema, name, writes=writes)
+        return await session.connect(self.dsn, name, writes=writes)
 
 
 class Asked(NamedTuple):

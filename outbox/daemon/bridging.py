@@ -13,7 +13,7 @@ from bridges.observed import ObservedSink, ObservedSource, Progress
 from bridges.router import PATIENCE
 from bridges.topics import Mapping
 from outbox.bridged import BuryingSink, Crossing, CrossingSink
-from outbox.daemon.config import RouteSection
+from outbox.daemon.sections import RouteSection
 from outbox.sink import OutboxSink
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AsyncExitStack
 
+    from bridges.failpoints import Failpoints
     from bridges.message import Message
     from bridges.observed import Metrics
     from bridges.ports import Outcome, Sink
@@ -44,7 +45,7 @@ class BridgeMetrics:
 
 
 async def make_bridges(
-    settings: Settings, brokers: ByName[str, Broker], metrics: Metrics, health: Health, stack: AsyncExitStack
+    settings: Settings, brokers: ByName[str, Broker], metrics: Metrics, health: Health, failpoints: Failpoints, stack: AsyncExitStack
 ) -> list[Bridge]:
     """Return the configured bridges, ready to run; what they hold open is closed by ``stack``."""
     if not settings.bridges:
@@ -53,7 +54,7 @@ async def make_bridges(
     pool = make_pool(settings)
     stack.push_async_callback(pool.close)
     await pool.open()
-    return [_make(bridge, settings, brokers, metrics, counts, health, pool) for bridge in settings.bridges]
+    return [_make(bridge, settings, brokers, metrics, counts, health, failpoints, pool) for bridge in settings.bridges]
 
 
 def make_pool(settings: Settings) -> AsyncConnectionPool:
@@ -85,6 +86,7 @@ def _make(
     metrics: Metrics,
     counts: BridgeMetrics,
     health: Health,
+    failpoints: Failpoints,
     pool: AsyncConnectionPool,
 ) -> Bridge:
     pump, schema = settings.pump, settings.postgres.schema_
@@ -102,8 +104,8 @@ def _make(
     # Every sink leaves that much of the time for a publish: it is for burying here.
     buried = BuryingSink(crossed, crossing, pool, schema=schema, retry=pump.retry.backoff(), timeout=PATIENCE)
     return Bridge(
-        ObservedSource(source, label, metrics, progress),
-        _WatchedSink(buried, progress),
+        failpoints.source("bridge", ObservedSource(source, label, metrics, progress)),
+        failpoints.sink("bridge", _WatchedSink(buried, progress)),
         name=label,
         batch=pump.batch,
         claims=pump.claims,

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from bridges.errors import ConfigurationError
 from bridges.topics import Destination, overlap
 from outbox.daemon.config import InProcessSection, JetStreamSection, KafkaSection
 from outbox.sink import RestoredSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AsyncExitStack
     from datetime import timedelta
 
@@ -62,6 +64,15 @@ def make_broker(section: JetStreamSection | KafkaSection | InProcessSection, sta
         extra = {"jetstream": "nats"}.get(section.kind, section.kind)
         msg = f"kind: {section.kind!r} needs a client that is not installed ({problem.name}): pip install 'outboxd[{extra}]'"
         raise ConfigurationError(msg) from problem
+
+
+def expose_embedded(brokers: Mapping[str, Broker], registry: CollectorRegistry = REGISTRY) -> None:
+    """Have the figures of the brokers that live in this process scraped, each by its name in ``[sinks]``. Once for a registry."""
+    embedded = {name: broker.embedded for name, broker in brokers.items() if isinstance(broker, _InProcessBroker)}
+    if embedded:
+        from bridges.inprocess.metrics import BrokerMetrics
+
+        BrokerMetrics(embedded, registry)
 
 
 class _JetStreamBroker:
@@ -158,26 +169,26 @@ class _InProcessBroker:
         from bridges.inprocess import Broker as Embedded
 
         self._section = section
-        self._broker = Embedded(buffer=section.buffer)
-        stack.callback(self._broker.close)
+        self.embedded = Embedded(buffer=section.buffer)
+        stack.callback(self.embedded.close)
 
     def sink(self, destination: str, *, ordered: bool = True) -> Sink:
         from bridges.inprocess import InProcessSink
 
         assert destination == "{topic}", "the configuration allows no other name"
-        sink = InProcessSink(self._broker, timeout=self._section.timeout, drop_unheard=self._section.drop_unheard, ordered=ordered)
+        sink = InProcessSink(self.embedded, timeout=self._section.timeout, drop_unheard=self._section.drop_unheard, ordered=ordered)
         return RestoredSink(sink)
 
     def source(self, consumer: str, patterns: Sequence[str], routes: Sequence[RouteSection], topics: Sequence[str] | None) -> Source:
         from bridges.inprocess import InProcessSource
 
-        return InProcessSource(self._broker, *(topics or patterns), group=consumer)
+        return InProcessSource(self.embedded, *(topics or patterns), group=consumer)
 
     def source_of_bridge(self, bridge: BridgeSection, routes: Sequence[RouteSection], count_drop: Callable[[], object]) -> Source:
         from bridges.inprocess import InProcessSource
 
         buffer = bridge.buffer or self._section.buffer
-        broker = cast("Embedded", _Dropping(self._broker, count_drop)) if bridge.when_full == "drop" else self._broker
+        broker = cast("Embedded", _Dropping(self.embedded, count_drop)) if bridge.when_full == "drop" else self.embedded
         return InProcessSource(broker, *(bridge.topics or [bridge.takes]), group=bridge.consumer, buffer=buffer)
 
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import psycopg
 
 from bridges.errors import ConfigurationError
 from migrations.names import MigrationError
+from outbox import session
 from outbox.daemon.app import check_schemas, load_consumer
 from outbox.daemon.bridging import written_by_bridges
 from outbox.daemon.brokers import make_broker
 from outbox.daemon.crossings import loops
-from outbox.daemon.days import connect, days_of
+from outbox.daemon.days import days_of
 from outbox.doctor import find_late_days
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from outbox.daemon.config import Settings
 
+_NAME: Final = "outboxd check"
 
 # FOR UPDATE needs UPDATE, and ON CONFLICT needs SELECT.
 _PUMP_RIGHTS: Final = {
@@ -47,11 +50,33 @@ SELECT pg_has_role(relowner, 'MEMBER') AND has_schema_privilege(relowner, relnam
 FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relname = %s"""
 
 
+class Level(StrEnum):
+    """How much a finding matters, and how it is printed."""
+
+    OK = "ok"
+    WARNING = "WARNING"
+    PROBLEM = "PROBLEM"
+
+
 class Finding(NamedTuple):
-    """One thing that was looked at: what, and what is wrong with it, or None."""
+    """One thing that was looked at.
+
+    Attributes:
+        what: it is.
+        problem: what is wrong with it, or None.
+        is_warning: it works as it is, and may even be meant: somebody should know, and the check does not fail for it.
+    """
 
     what: str
     problem: str | None
+    is_warning: bool = False
+
+    @property
+    def level(self) -> Level:
+        """How much it matters."""
+        if self.problem is None:
+            return Level.OK
+        return Level.WARNING if self.is_warning else Level.PROBLEM
 
 
 async def check(settings: Settings) -> AsyncIterator[Finding]:
@@ -64,9 +89,10 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         yield finding
     for way in loops(settings):
         yield Finding(
-            f"WARNING: bridges {' -> '.join(way)} may feed each other: what comes back is dropped, and counted in "
-            "outbox_bridge_loops_total; mappings or topics that do not overlap would not send it",
-            None,
+            f"bridges {' -> '.join(way)}",
+            "they may feed each other: what comes back is dropped, and counted in outbox_bridge_loops_total; mappings or topics that do not"
+            " overlap would not send it",
+            is_warning=True,
         )
     async with AsyncExitStack() as stack:
         for name, broker_section in settings.sinks.items():
@@ -98,7 +124,7 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
     """Look at the connection, the encoding, the schemas and the rights of the role."""
     schema = settings.postgres.schema_
     try:
-        with psycopg.connect(settings.postgres.dsn.get_secret_value(), connect_timeout=5, autocommit=True) as connection:
+        with session.connect_blocking(settings.postgres.dsn.get_secret_value(), _NAME, writes=False) as connection:
             info = connection.info
             yield Finding(f"Postgres {info.server_version // 10000} at {info.host}, database {info.dbname}, as {info.user}", None)
             encoding = info.parameter_status("server_encoding")
@@ -127,7 +153,7 @@ async def check_days(settings: Settings) -> AsyncIterator[Finding]:
     for days in days_of(settings, load_consumer):
         table = f"{days.schema}.{days.daily.table}"
         try:
-            async with await connect(days.dsn, "outboxd check") as connection:
+            async with await session.connect(days.dsn, _NAME) as connection:
                 cursor = await connection.execute(_MAY_KEEP_DAYS, (days.schema, days.daily.table))
                 row = await cursor.fetchone()
                 if row is None:

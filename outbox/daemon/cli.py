@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -16,7 +17,9 @@ from bridges.errors import ConfigurationError, OutboxError
 from migrations import runner
 from migrations.names import MigrationError
 from outbox.daemon import operate
-from outbox.daemon.config import checked_dsn, load, schemas_in_environment
+from outbox.daemon.config import load, schemas_in_environment
+from outbox.daemon.printed import many
+from outbox.daemon.sections import checked_dsn
 
 app = typer.Typer(
     help="A transactional outbox and bridge daemon for Postgres.",
@@ -98,22 +101,21 @@ def _run_migrations(dsn: str, where: dict[str, str], limit: LiteralString | None
 
 @app.command()
 def check(config: ConfigFile = None) -> None:
-    """Look at the configuration, the connections, the schemas and the brokers' settings, and say what is wrong."""
+    """Look at the configuration, the connections, the schemas and the brokers' settings. Exit code 1 for a problem, not for a warning."""
+    from outbox.daemon.check import Level
     from outbox.daemon.check import check as findings
 
-    async def look() -> int:
-        wrong = 0
+    async def look() -> Counter[Level]:
+        found = Counter[Level]()
         async for finding in findings(load(config)):
-            wrong += finding.problem is not None
-            typer.echo(
-                f"{'ok     ' if finding.problem is None else 'PROBLEM'}  {finding.what}{f': {finding.problem}' if finding.problem else ''}"
-            )
-        return wrong
+            found[finding.level] += 1
+            typer.echo(f"{finding.level:<7}  {finding.what}{f': {finding.problem}' if finding.problem else ''}")
+        return found
 
-    if wrong := asyncio.run(look()):
-        typer.echo(f"{wrong} {'problem' if wrong == 1 else 'problems'}")
-        raise typer.Exit(1)
-    typer.echo("all is well")
+    found = asyncio.run(look())
+    wrong = [many(found[level], level.lower()) for level in (Level.PROBLEM, Level.WARNING) if found[level]]
+    typer.echo(", ".join(wrong) or "all is well")
+    raise typer.Exit(1 if found[Level.PROBLEM] else 0)
 
 
 @app.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from bridges.topics import Destination, Mapping, Pattern, covers, overlap
+from outbox.daemon.sections import Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,10 +15,8 @@ if TYPE_CHECKING:
     from outbox.daemon.config import Settings
 
 
-class BridgeSection(BaseModel):
+class BridgeSection(Section):
     """``[[bridges]]``: from one broker to another."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """One of its own among all the bridges that a message may pass, in whatever daemon: a message that comes back to a name is dropped.

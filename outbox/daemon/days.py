@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import psycopg
 
 from bridges.backoff import Backoff
 from bridges.errors import ConfigurationError, told
 from dedupe.retention import PROCESSED, keep_processed, processed_schedule
-from migrations.partitions import BESIDE_OTHERS, Announcer
+from migrations.partitions import BESIDE_OTHERS
+from migrations.tidied import Announcer
+from outbox import session
 from outbox.janitor import ARCHIVE, archive_schedule
 
 if TYPE_CHECKING:
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from dedupe.consumer import Consumer
-    from migrations.partitions import Daily, Schedule, Tidied
-    from outbox.daemon.config import ConsumerSection, Settings
+    from migrations.schedule import Daily, Schedule
+    from migrations.tidied import Tidied
+    from outbox.daemon.config import Settings
+    from outbox.daemon.sections import ConsumerSection
 
 log = logging.getLogger("outboxd.janitor")
 
@@ -75,22 +79,6 @@ def archived(settings: Settings) -> set[timedelta]:
     return {route.archive for route in settings.routes if route.archive is not None}
 
 
-async def connect(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
-    """Return a connection for this kind of work, in autocommit mode."""
-    return await psycopg.AsyncConnection.connect(
-        dsn,
-        autocommit=True,
-        application_name=name,
-        connect_timeout=5,
-        target_session_attrs="read-write",
-        keepalives_idle=15,
-        keepalives_interval=5,
-        keepalives_count=3,
-        tcp_user_timeout=30_000,
-        prepare_threshold=None,  # there may be a transaction pooler in between, and nothing here is done often
-    )
-
-
 class ConsumersDays:
     """Keeps the partitions of a consumers' database. On a connection for each turn, since turns are minutes apart.
 
@@ -133,6 +121,6 @@ class ConsumersDays:
         self._pause = min(_AGAIN, self._every) if tidied.left else self._every
 
     async def _turn(self) -> Tidied:
-        async with await connect(self._dsn, "outboxd janitor") as connection:
+        async with await session.connect(self._dsn, "outboxd janitor") as connection:
             patience = BESIDE_OTHERS.grown(self._leaving)
             return await keep_processed(connection, schema=self._schema, keep=self._keep, patience=patience)

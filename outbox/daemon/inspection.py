@@ -9,7 +9,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 import typer
@@ -17,12 +17,12 @@ import typer
 from bridges.errors import ConfigurationError, told
 from bridges.topics import Pattern
 from migrations.names import MigrationError
-from migrations.runner import check_up_to_date
-from outbox import doctor
+from outbox import doctor, session
 from outbox.daemon.app import load_consumer
+from outbox.daemon.asked import Place, check_schema
 from outbox.daemon.bridging import written_by_bridges
 from outbox.daemon.brokers import destinations, make_broker
-from outbox.daemon.config import checked_dsn, load, schemas_in_environment
+from outbox.daemon.config import load
 from outbox.daemon.days import days_of
 from outbox.daemon.printed import many, plain, print_json
 from outbox.doctor import Finding
@@ -32,41 +32,26 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator
     from pathlib import Path
 
-    from outbox.daemon.config import ConsumerSection, Settings
+    from outbox.daemon.config import Settings
+    from outbox.daemon.sections import ConsumerSection
     from outbox.status import Holds, Status
 
+_DOCTOR: Final = "outboxd doctor"
 _EXPLAINED: Final = {"key": "behind a failing message", "operator": "until an operator requeues or drops a dead letter"}
 
 
 def show_status(config: Path | None, dsn: str | None, schema: str | None, *, as_json: bool) -> None:
     """Print the status of the configured outbox, or of that in ``dsn``. Raises `ConfigurationError` and `MigrationError`."""
-    settings = load(config) if config is not None else None
-    if settings is not None:
-        dsn = dsn or settings.postgres.dsn.get_secret_value()
-        schema = schema or settings.postgres.schema_
-    if dsn is None:
-        msg = "dsn: give --dsn, OUTBOXD_POSTGRES__DSN or a configuration file"
-        raise ConfigurationError(msg)
-    try:
-        checked_dsn(dsn)
-    except ConfigurationError as problem:
-        raise ConfigurationError(f"dsn: {problem}") from None
-    schema = schema or schemas_in_environment()["outbox"]
-    status = asyncio.run(_read(dsn, schema))
-    sinks: dict[str, str] = {name: section.kind for name, section in settings.sinks.items()} if settings else {}
+    place = Place.of(config, dsn, schema)
+    status = place.run(partial(read_status, schema=place.schema), name="outboxd status", writes=False)
+    sinks: dict[str, str] = {name: section.kind for name, section in place.settings.sinks.items()} if place.settings else {}
     if as_json:
         queues = _queues(status)
         listed = [{"sink": name, "kind": kind, "queue": asdict(queues[name]) if name in queues else None} for name, kind in sinks.items()]
-        print_json({"schema": schema, **asdict(status), "measured_at": status.measured_at.isoformat(), "sinks": listed})
+        print_json({"schema": place.schema, **asdict(status), "measured_at": status.measured_at.isoformat(), "sinks": listed})
     else:
-        for line in _told(status, schema, sinks):
+        for line in _told(status, place.schema, sinks):
             typer.echo(plain(line.rstrip()))
-
-
-async def _read(dsn: str, schema: str) -> Status:
-    await asyncio.to_thread(_check_schema, dsn, schema)
-    async with await _connect(dsn, "outboxd status") as connection:
-        return await read_status(connection, schema=schema)
 
 
 def _told(status: Status, schema: str, sinks: dict[str, str]) -> Iterator[str]:
@@ -142,7 +127,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     unknown = []
     try:
         if settings.uses_outbox:
-            await asyncio.to_thread(_check_schema, dsn, schema)
+            await asyncio.to_thread(check_schema, dsn, "outbox", schema, _DOCTOR, writes=False)
         async for finding in _diagnose_postgres(settings, dsn):
             yield finding
     except psycopg.Error as problem:
@@ -172,7 +157,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _diagnose_postgres(settings: Settings, dsn: str) -> AsyncIterator[Finding]:
     schema = settings.postgres.schema_
-    connect = partial(_connect, dsn, "outboxd doctor")
+    connect = partial(session.connect, dsn, _DOCTOR, writes=False)
     async with await connect() as connection:
         searches = [doctor.find_clock_skew(connection)]
         if settings.routes:
@@ -203,23 +188,13 @@ def _patterns(consumer: ConsumerSection) -> tuple[str, ...]:
         return (">",)
 
 
-def _check_schema(dsn: str, schema: str) -> None:
-    with psycopg.connect(dsn, connect_timeout=5, autocommit=True, prepare_threshold=None) as connection:
-        check_up_to_date(connection, "outbox", schema=schema)
-
-
-async def _connect(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
-    # Behind a transaction pooler a prepared statement may be on another server session.
-    return await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=5, application_name=name, prepare_threshold=None)
-
-
 async def _diagnose_days(settings: Settings, *, without: Collection[str]) -> AsyncIterator[Finding]:
     """Look at what is kept by day, in each database but those that could not be looked into, and at how long."""
     for days in days_of(settings, load_consumer):
         if days.dsn in without:
             continue
         try:
-            async with await _connect(days.dsn, "outboxd doctor") as connection:
+            async with await session.connect(days.dsn, _DOCTOR, writes=False) as connection:
                 async for finding in doctor.find_late_days(connection, days.daily, days.schedule, schema=days.schema):
                     yield finding
         except psycopg.Error as problem:

@@ -19,11 +19,11 @@ from bridges.errors import ConfigurationError, OutboxError, told
 from bridges.ports import PUBLISHED, Rejected, Released
 from bridges.router import Route, Router
 from bridges.topics import Pattern
-from outbox import deadletters, sql
+from outbox import deadletters, session, sql
 from outbox import replay as archive
 from outbox.daemon import consumer_letters, printed
 from outbox.daemon.asked import (
-    SESSION,
+    OPERATOR,
     AsJson,
     Asked,
     ConfigFile,
@@ -41,7 +41,8 @@ from outbox.daemon.asked import (
     Until,
 )
 from outbox.daemon.brokers import make_broker
-from outbox.daemon.config import InProcessSection, Settings, load
+from outbox.daemon.config import Settings, load
+from outbox.daemon.sections import InProcessSection
 from outbox.selection import Selection
 
 if TYPE_CHECKING:
@@ -399,7 +400,7 @@ class _ThroughOutbox:
         headers = json.dumps({name: value for name, value in message.headers.items() if name != REPLAYED})
         fields = (message.id, message.topic, message.key, message.payload, message.content_type, headers)
         try:
-            async with await psycopg.AsyncConnection.connect(postgres.dsn.get_secret_value(), **SESSION) as connection:
+            async with await session.connect(postgres.dsn.get_secret_value(), OPERATOR) as connection:
                 await connection.execute(sql.bind(sql.INSERT_ONE, postgres.schema_), (*fields, None, None, 0))
         except psycopg.OperationalError as problem:
             return Released(ports.Reason.UNAVAILABLE, told(problem))

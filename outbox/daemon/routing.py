@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from bridges.observed import Metrics, Progress
     from bridges.ports import Sink
     from outbox.daemon.brokers import Broker
-    from outbox.daemon.config import RouteSection, Settings
+    from outbox.daemon.config import Settings
+    from outbox.daemon.sections import RouteSection
 
 
 class Routing(NamedTuple):

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from outbox.daemon.config import TelemetrySection
+    from outbox.daemon.sections import TelemetrySection
 
 
 def set_up_logging(section: TelemetrySection) -> None:

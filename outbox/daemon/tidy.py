@@ -9,10 +9,12 @@ import typer
 
 from bridges.errors import ConfigurationError
 from dedupe.retention import keep_processed
-from migrations.partitions import Patience, Tidied
+from migrations.partitions import Patience
+from outbox import session
 from outbox.daemon.app import load_consumer
-from outbox.daemon.config import Settings, checked_dsn, load, schemas_in_environment
-from outbox.daemon.days import archived, connect, days_of
+from outbox.daemon.config import Settings, load, schemas_in_environment
+from outbox.daemon.days import archived, days_of
+from outbox.daemon.sections import checked_dsn
 from outbox.janitor import ARCHIVE, keep_archive
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from dedupe.consumer import Consumer
-    from outbox.daemon.config import ConsumerSection
+    from migrations.tidied import Tidied
+    from outbox.daemon.sections import ConsumerSection
 
 _BY_HAND: Final = Patience(lock=30.0, statement=60.0, scan=600.0, turn=3600.0)
 """Somebody waits for it, and has chosen the hour: consumers may wait for it too."""
@@ -48,7 +51,7 @@ def tidy(config: Path | None, dsn: str | None) -> int:
 async def _tidy(settings: Settings | None, dsn: str | None) -> int:
     trouble = False
     for where, tables in _databases(settings, dsn).items():
-        async with await connect(where, "outboxd tidy") as connection:
+        async with await session.connect(where, "outboxd tidy") as connection:
             for track, schema in tables:
                 if not await _is_there(connection, track, schema):
                     typer.echo(f"{track}: no schema {schema} in database {connection.info.dbname}")

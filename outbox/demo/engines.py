@@ -36,7 +36,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 log.dirs={folder}/data
@@ -161,15 +161,23 @@ class PrivateNats(Engine):
 
 
 class PrivateKafka(Engine):
-    """One node of Apache Kafka."""
+    """One node of Apache Kafka.
+
+    Args:
+        port: where it listens; a free one if None.
+        advertised: where it sends its clients, if not to ``port``: to a proxy in front of it.
+    """
 
     name = "kafka"
     start_deadline = 60.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, port: int | None = None, advertised: int | None = None) -> None:
         self._java, self._jars = find_kafka()
         super().__init__()
-        properties = _KAFKA_PROPERTIES.format(port=self.port, controller=free_port(), folder=self.folder)
+        self.port = port or self.port
+        properties = _KAFKA_PROPERTIES.format(
+            port=self.port, advertised=advertised or self.port, controller=free_port(), folder=self.folder
+        )
         (self.folder / "kafka.properties").write_text(properties)
         cluster = secrets.token_urlsafe(16)[:22]
         # An id that begins with a dash would be taken for an option.

@@ -91,6 +91,23 @@ async def clear(dsn: str) -> None:
         await connection.execute("TRUNCATE outbox.messages, outbox.held, outbox.holds, outbox.deferred, outbox.dead")
 
 
+async def drain_behind_a_snapshot(dsn: str, table: str, rows: int) -> None:
+    """Drain a table of so many rows while a session holds an old snapshot, and print the rates of its first and its last tenth."""
+    async with await psycopg.AsyncConnection.connect(dsn) as old:
+        await old.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await old.execute(f"SELECT 1 FROM outbox.{table} LIMIT 1")
+        noting = Noting(enough=rows)
+        began = time.perf_counter()
+        await drain(dsn, noting, noting)
+    times = [began, *noting.times]
+    tenth = rows // 10
+    first, last = tenth / (times[tenth] - times[0]), tenth / (times[-1] - times[-1 - tenth])
+    ratio = last / first
+    verdict = "ok" if ratio >= 0.8 else "MISSED"
+    print(f"{table} behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {ratio:.2f}; at least 0.8 wanted: {verdict}")
+    await clear(dsn)
+
+
 async def compare(name: str, least: float, pairs: int, measure: Callable[[bool], Any]) -> None:
     """Measure without and with the fault in turns, and print the median ratio."""
     ratios = []
@@ -166,19 +183,7 @@ async def snapshot(dsn: str, options: argparse.Namespace) -> None:
     """The rates of the first and the last tenth of 1,000,000 rows behind a session that holds an old snapshot."""
     rows = 1_000_000
     await fill(dsn, rows)
-    async with await psycopg.AsyncConnection.connect(dsn) as old:
-        await old.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-        await old.execute("SELECT 1 FROM outbox.messages LIMIT 1")
-        noting = Noting(enough=rows)
-        began = time.perf_counter()
-        await drain(dsn, noting, noting)
-        times = [began, *noting.times]
-        tenth = rows // 10
-        first = tenth / (times[tenth] - times[0])
-        last = tenth / (times[-1] - times[-1 - tenth])
-    verdict = "ok" if last / first >= 0.8 else "MISSED"
-    print(f"behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {last / first:.2f}; wanted 0.8: {verdict}")
-    await clear(dsn)
+    await drain_behind_a_snapshot(dsn, "messages", rows)
 
 
 async def queue(dsn: str, options: argparse.Namespace) -> None:
@@ -195,19 +200,7 @@ async def queue(dsn: str, options: argparse.Namespace) -> None:
         await connection.execute("""
             INSERT INTO outbox.holds (hold, destination, due_at, attempts, lane)
             SELECT 'sink:s/' || n, 's', now(), 0, n FROM generate_series(0, 63) AS n""")
-    async with await psycopg.AsyncConnection.connect(dsn) as old:
-        await old.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-        await old.execute("SELECT 1 FROM outbox.held LIMIT 1")
-        noting = Noting(enough=rows)
-        began = time.perf_counter()
-        await drain(dsn, noting, noting)
-    times = [began, *noting.times]
-    tenth = rows // 10
-    first, last = tenth / (times[tenth] - times[0]), tenth / (times[-1] - times[-1 - tenth])
-    ratio = last / first
-    verdict = "ok" if ratio >= 0.8 else "MISSED"
-    print(f"a queue behind an old snapshot: first {first:,.0f}/s, last {last:,.0f}/s: ratio {ratio:.2f}; at least 0.8 wanted: {verdict}")
-    await clear(dsn)
+    await drain_behind_a_snapshot(dsn, "held", rows)
 
 
 async def scheduled(dsn: str, options: argparse.Namespace) -> None:

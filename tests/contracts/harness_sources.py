@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from bridges.message import Message
     from bridges.ports import Source
-    from outbox.demo.engines import PrivateKafka, PrivateNats
+    from outbox.demo.engines import Engine, PrivateKafka, PrivateNats
     from outbox.embedded import PrivatePostgres
 
 LINGER = 0.2
@@ -109,21 +110,42 @@ async def durable_source(folder: Path) -> AsyncIterator[DurableSourceHarness]:
         await harness.go_away()
 
 
-class JetStreamSourceHarness:
+class _EngineHarness(ABC):
+    """A source at an engine that can be killed, and made again by its own ``_make`` when ``_close`` is over."""
+
     topics = ("orders.created", "orders.paid")
+
+    def __init__(self, engine: Engine | PrivatePostgres) -> None:
+        self._outages = Outages(engine)
+        self.go_away, self.come_back = self._outages.go_away, self._outages.come_back
+        self.source: Source = self._make()
+
+    async def made_again(self) -> Source:
+        await self._close()
+        return self._make()
+
+    async def undo(self) -> None:
+        await self._close()
+        await self._outages.undo()
+
+    @abstractmethod
+    def _make(self) -> Source: ...
+
+    @abstractmethod
+    async def _close(self) -> None: ...
+
+
+class JetStreamSourceHarness(_EngineHarness):
     redelivers_within = 4.0
 
     def __init__(self, engine: PrivateNats, connection: JetStream) -> None:
         self._url = engine.servers[0]
         self._connection = connection
         self._stream = f"source-{secrets.token_hex(6)}"
-        self._outages = Outages(engine)
-        self.go_away, self.come_back = self._outages.go_away, self._outages.come_back
-        self.source: Source = self._make()
+        super().__init__(engine)
 
-    async def made_again(self) -> Source:
+    async def _close(self) -> None:
         await self._connection.close()
-        return self._make()
 
     def _make(self) -> Source:
         return JetStreamSource(
@@ -143,26 +165,22 @@ class JetStreamSourceHarness:
         return None
 
     async def undo(self) -> None:
-        await self._outages.undo()
+        await super().undo()
         async with connected(self._url) as jetstream:
             await jetstream.delete_stream(self._stream)
 
 
-class KafkaSourceHarness:
-    topics = ("orders.created", "orders.paid")
+class KafkaSourceHarness(_EngineHarness):
     redelivers_within = 15.0
 
     def __init__(self, engine: PrivateKafka, connection: Kafka) -> None:
         self._servers = engine.servers[0]
         self._connection = connection
         self._prefix = f"source-{secrets.token_hex(6)}"
-        self._outages = Outages(engine)
-        self.go_away, self.come_back = self._outages.go_away, self._outages.come_back
-        self.source: Source = self._make()
+        super().__init__(engine)
 
-    async def made_again(self) -> Source:
+    async def _close(self) -> None:
         await self._inner.close()
-        return self._make()
 
     def _make(self) -> Source:
         names = [f"{self._prefix}.{topic}" for topic in self.topics]
@@ -182,24 +200,16 @@ class KafkaSourceHarness:
     async def dead(self) -> None:
         return None
 
-    async def undo(self) -> None:
-        await self._inner.close()
-        await self._outages.undo()
 
-
-class OutboxSourceHarness:
-    topics = ("orders.created", "orders.paid")
+class OutboxSourceHarness(_EngineHarness):
     redelivers_within = 2.0
 
     def __init__(self, engine: PrivatePostgres) -> None:
         self._dsn = engine.dsn
-        self._outages = Outages(engine)
-        self.go_away, self.come_back = self._outages.go_away, self._outages.come_back
-        self.source: Source = self._make()
+        super().__init__(engine)
 
-    async def made_again(self) -> Source:
+    async def _close(self) -> None:
         await self._inner.close()
-        return self._make()
 
     def _make(self) -> Source:
         self._inner = OutboxSource(self._dsn, retry=RETRY)
@@ -220,10 +230,6 @@ class OutboxSourceHarness:
     async def dead(self) -> dict[object, str]:
         async with await psycopg.AsyncConnection.connect(self._dsn) as connection:
             return dict(await (await connection.execute("SELECT id, reason FROM outbox.dead")).fetchall())
-
-    async def undo(self) -> None:
-        await self._inner.close()
-        await self._outages.undo()
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ class Outages:
         self._away = False
 
     async def freeze(self) -> None:
-        self._frozen = _family(self._engine.pid)
+        self._frozen = family(self._engine.pid)
         for pid in self._frozen:
             with suppress(ProcessLookupError):  # a session may end in between
                 os.kill(pid, signal.SIGSTOP)
@@ -48,6 +48,6 @@ class Outages:
             await self.come_back()
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and its children, each by itself: every child of a Postgres leads a process group of its own."""
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]

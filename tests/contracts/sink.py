@@ -94,7 +94,7 @@ class SinkContract:
     async def test_a_programming_error_raises(self, sink_harness: SinkHarness) -> None:
         """And leaves a sink that works."""
         with pytest.raises((AttributeError, TypeError)):
-            await sink_harness.sink.publish([None])  # type: ignore[list-item]
+            await sink_harness.sink.publish([None])  # type: ignore[list-item]  # that is the error
         await self._works(sink_harness)
 
     async def test_published_means_the_destination_has_it(self, sink_harness: SinkHarness) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Self
 
 from outbox.embedded import free_port
+from tests.engines.command import COMMAND, environment
 from tests.engines.deadline import eventually
 
 if TYPE_CHECKING:
@@ -27,12 +26,12 @@ class Daemon:
         self.log = folder / f"daemon-{self.port}.log"
         self.file = folder / f"daemon-{self.port}.toml"
         self.file.write_text(configuration + f'\n[http]\nlisten = "127.0.0.1:{self.port}"\nstall_after = 5\nmeasure_every = 0.2\n')
-        self._environment = {**os.environ, "OUTBOXD_POSTGRES__DSN": dsn}
+        self._environment = environment(dsn)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "outbox.daemon", "run", "-c", str(self.file)]
+            command = [*COMMAND, "run", "-c", str(self.file)]
             self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
 
     async def ended(self, within: float = 30.0) -> int:
@@ -46,14 +45,7 @@ class Daemon:
 
     def ask(self, path: str) -> tuple[int, str]:
         """Return the status and the text of an answer; 0 if nobody answers."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as problem:
-            with problem:
-                return problem.code, problem.read().decode()
-        except OSError:
-            return 0, ""
+        return ask(self.port, path)
 
     async def answers(self, path: str, status: int, *, having: str = "", within: float = 30.0) -> str:
         """Wait until a path answers with a status and a text, and return the text."""
@@ -72,3 +64,15 @@ class Daemon:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    """Ask a daemon on this machine: the status and the text of its answer; 0 if nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as problem:
+        with problem:
+            return problem.code, problem.read().decode()
+    except OSError:
+        return 0, ""

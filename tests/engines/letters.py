@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
+
+import psycopg
 
 from outbox import Draft, Outbox
 
-if TYPE_CHECKING:
-    import psycopg
+Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
 TABLES = ("messages", "deferred", "held", "holds", "dead", "archive", "replays")
 KEPT = "position, id, created_at, deliver_at, expires_at, priority, lane, topic, key, content_type, headers, payload"
 
 
-async def put(connection: psycopg.AsyncConnection[Any], *payloads: str, key: str | None = "k", topic: str = "t") -> list[Any]:
+async def put(connection: Connection, *payloads: str, key: str | None = "k", topic: str = "t") -> list[Any]:
     """Put messages with these payloads, and return their ids."""
     async with connection.transaction():
         return list(await Outbox().aput_many(connection, [Draft(topic, payload.encode(), key=key) for payload in payloads]))
 
 
-async def bury(connection: psycopg.AsyncConnection[Any], *payloads: str, reason: str = "too_large") -> None:
+async def bury(connection: Connection, *payloads: str, reason: str = "too_large") -> None:
     """Make dead letters of the messages with these payloads."""
     await connection.execute(
         f"""WITH gone AS (DELETE FROM outbox.messages WHERE payload = ANY(%s) RETURNING {KEPT})
@@ -29,7 +30,7 @@ async def bury(connection: psycopg.AsyncConnection[Any], *payloads: str, reason:
 
 
 async def hold(
-    connection: psycopg.AsyncConnection[Any],
+    connection: Connection,
     name: str,
     *payloads: str,
     head: str | None = None,
@@ -53,7 +54,7 @@ async def hold(
     )
 
 
-async def archive(connection: psycopg.AsyncConnection[Any], *, age: str = "1 minute") -> None:
+async def archive(connection: Connection, *, age: str = "1 minute") -> None:
     """Make of everything that waits to be published something that was."""
     await connection.execute(
         f"""WITH gone AS (DELETE FROM outbox.messages RETURNING {KEPT})
@@ -63,10 +64,11 @@ async def archive(connection: psycopg.AsyncConnection[Any], *, age: str = "1 min
     )
 
 
-async def everything(connection: psycopg.AsyncConnection[Any]) -> dict[str, list[Any]]:
+async def everything(connection: Connection) -> dict[str, list[Any]]:
     """Return all rows of all tables, to see whether anything changed."""
-    rows = {}
-    for table in TABLES:
-        cursor = await connection.execute(f"SELECT to_jsonb(one)::text FROM outbox.{table} AS one ORDER BY 1")
-        rows[table] = await cursor.fetchall()
-    return rows
+    return {table: await rows(connection, f"SELECT to_jsonb(one)::text FROM outbox.{table} AS one ORDER BY 1") for table in TABLES}
+
+
+async def rows(connection: Connection, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """Return what a statement finds."""
+    return await (await connection.execute(statement.encode(), parameters)).fetchall()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from migrations.partitions import Schedule, Upkeep, database_now
+from migrations.partitions import Upkeep, database_now
+from migrations.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from migrations.partitions import Daily
+    from migrations.schedule import Daily
 
 
 async def today(connection: psycopg.AsyncConnection[Any]) -> date:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bridges.backoff import Backoff
 from bridges.bridge import Bridge
 from outbox.source import OutboxSource
+from tests.engines.deadline import eventually
+from tests.engines.sinks import RecordingSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,3 +47,20 @@ async def count(connection: psycopg.AsyncConnection[Any], table: str) -> int:
 async def is_empty(connection: psycopg.AsyncConnection[Any]) -> bool:
     """Say whether nothing waits in the outbox."""
     return sum([await count(connection, table) for table in ("messages", "held", "deferred", "holds")]) == 0
+
+
+async def pumped(dsn: str, connection: psycopg.AsyncConnection[Any]) -> list[str]:
+    """Pump until nothing waits, and return the payloads in the order in which they were published."""
+    sink = RecordingSink()
+    async with pumping(dsn, sink):
+        await eventually(lambda: is_empty(connection), what="the outbox to be empty")
+    return [payload.decode() for payload in sink.payloads()]
+
+
+async def sleeping(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Say whether a pump holds the doorbell's lock exclusively."""
+    cursor = await connection.execute(
+        "SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return await cursor.fetchone() == (True,)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import signal
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +22,7 @@ from outbox.demo.engines import PrivateNats
 from tests.conftest import make_topic
 from tests.contracts.harness_jetstream import connected
 from tests.contracts.messages import ids, message, series
+from tests.engines.command import configured, run_outboxd
 from tests.engines.daemons import Daemon
 from tests.engines.deadline import eventually
 from tests.integration.test_bridges_outages import read_stream
@@ -77,17 +75,6 @@ mapping = "{one}.> -> {other}.{{1}}"
 """
 
 
-def outboxd(dsn: str, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "outbox.daemon", *arguments],
-        env={**os.environ, "OUTBOXD_POSTGRES__DSN": dsn, "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
 async def publish(sink: Sink, messages: Sequence[Message]) -> None:
     assert all(isinstance(outcome, Published) for outcome in await sink.publish(messages))
 
@@ -115,11 +102,11 @@ async def test_too_large_is_a_dead_letter_that_can_be_requeued_and_the_bridge_go
         async with Daemon(tmp_path, bridged(stream.url, one, other), database) as daemon:
             await holds(stream.url, other, 3)
             (large,) = [each for each in sent if len(each.payload) > 5000]
-            listed = [json.loads(line) for line in outboxd(database, "dead", "list", "--json")[1].splitlines()]
+            listed = [json.loads(line) for line in run_outboxd("dead", "list", "--json", dsn=database).said.splitlines()]
             assert [(letter["id"], letter["topic"], letter["reason"], letter["attempts"]) for letter in listed] == [
                 (str(large.id), f"{other}.orders", "too_large", 1)
             ]
-            shown = outboxd(database, "dead", "show", str(large.id))[1]
+            shown = run_outboxd("dead", "show", str(large.id), dsn=database).said
             assert f"{VIA}: there" in shown or f'"{VIA}": "there"' in shown, shown
             await daemon.answers(
                 "/metrics", 200, having='outbox_outcomes_total{outcome="rejected",reason="too_large",sink="bridge there"} 1.0'
@@ -127,7 +114,7 @@ async def test_too_large_is_a_dead_letter_that_can_be_requeued_and_the_bridge_go
             await daemon.answers("/metrics", 200, having="outbox_dead_letters 1.0")
             async with connected(stream.url) as jetstream:
                 await jetstream._jsm.update_stream(StreamConfig(name=other, subjects=[f"{other}.>"], max_msg_size=-1))
-            assert outboxd(database, "dead", "requeue", "--id", str(large.id))[0] == 0
+            assert run_outboxd("dead", "requeue", "--id", str(large.id), dsn=database).code == 0
             await holds(stream.url, other, 4)
         arrived = await read_stream(stream.url, other)
     assert sorted(ids(arrived), key=str) == sorted(ids(sent), key=str)
@@ -143,9 +130,10 @@ async def test_what_the_outbox_does_not_take_is_a_dead_letter_too(database: str,
         strange = message(topic, 2)._replace(headers={"outbox-strange": "x"})
         async with JetStream([stream.url]) as connection:
             await publish(JetStreamSink(connection, stream=one, subject="{topic}"), [replayed, strange, message(topic, 3)])
-        async with Daemon(tmp_path, bridged(stream.url, one, other, via='via = "outbox"'), database):
+        async with Daemon(tmp_path, bridged(stream.url, one, other, via='via = "outbox"'), database) as daemon:
             await holds(stream.url, other, 2)
-            listed = json.loads(outboxd(database, "dead", "list", "--json")[1])
+            await daemon.answers("/metrics", 200, having="outbox_dead_letters 1.0")
+            listed = json.loads(run_outboxd("dead", "list", "--json", dsn=database).said)
             assert (listed["id"], listed["reason"]) == (str(strange.id), "invalid")
         arrived = {each.id: each for each in await read_stream(stream.url, other)}
     assert arrived[replayed.id] == replayed._replace(topic=f"{other}.orders", headers={**replayed.headers, VIA: "there"})
@@ -189,11 +177,11 @@ async def test_a_loop_is_cut_counted_and_warned_of(database: str, kafka_servers:
         daemon.signal(signal.SIGTERM)
         assert await daemon.ended() == 0
     assert daemon.log.read_text().count("came back") == 1, "told once, and then counted"
-    code, said = outboxd(database, "check", "-c", str(daemon.file))
-    assert code == 0, said
-    assert "WARNING: bridges there -> back -> there may feed each other" in said
+    ended = run_outboxd("check", "-c", str(daemon.file), dsn=database)
+    assert ended.code == 0, ended.said
+    assert "WARNING  bridges there -> back -> there: they may feed each other" in ended.said
     daemon.file.write_text(configuration.replace(f"{other} -> {kafka_topic}", f"{other}.x -> {kafka_topic}"))
-    assert "WARNING" not in outboxd(database, "check", "-c", str(daemon.file))[1]
+    assert "WARNING" not in run_outboxd("check", "-c", str(daemon.file), dsn=database).said
 
 
 async def test_sigterm_drains_what_is_in_flight_and_gives_back_the_rest(database: str, stream: Stream, tmp_path: Path) -> None:
@@ -208,9 +196,12 @@ async def test_sigterm_drains_what_is_in_flight_and_gives_back_the_rest(database
             assert await daemon.ended() == 0
         got = await stored(stream.url, other)
         async with connected(stream.url) as jetstream:
-            consumer = await jetstream.consumer_info(one, "bridge-there")
-            assert consumer.ack_floor is not None
-            assert consumer.ack_floor.stream_seq == got, "what was sent is acknowledged, and nothing else is"
+
+            async def acknowledged_what_was_sent() -> bool:
+                floor = (await jetstream.consumer_info(one, "bridge-there")).ack_floor
+                return floor is not None and floor.stream_seq == got
+
+            await eventually(acknowledged_what_was_sent, what=f"{got} acknowledged, and nothing else")
         assert got < 5000, "nothing left to prove it with"
         async with Daemon(tmp_path, configuration, database) as daemon:
             await holds(stream.url, other, 5000)
@@ -242,17 +233,16 @@ async def test_probes_tell_of_a_bridge_whose_broker_is_away(database: str, tmp_p
 
 
 async def test_check_looks_at_what_bridges_need(database: str, stream: Stream, tmp_path: Path) -> None:
-    file = tmp_path / "outboxd.toml"
-    file.write_text(bridged(stream.url, stream.name, "no-such-stream"))
-    code, said = outboxd(database, "check", "-c", str(file))
-    assert code == 1
-    assert "stream 'no-such-stream' does not exist" in said
-    assert "rights of the bridges" in said
+    file = configured(tmp_path, bridged(stream.url, stream.name, "no-such-stream"))
+    ended = run_outboxd("check", "-c", str(file), dsn=database)
+    assert ended.code == 1
+    assert "stream 'no-such-stream' does not exist" in ended.said
+    assert "rights of the bridges" in ended.said
     file.write_text(
         bridged(stream.url, "nowhere", stream.name).replace(f"-> {stream.name}.", "-> elsewhere.").replace("nowhere", stream.name)
     )
-    code, said = outboxd(database, "check", "-c", str(file))
-    assert f"stream '{stream.name}' does not take subject 'elsewhere.>'" in said
+    ended = run_outboxd("check", "-c", str(file), dsn=database)
+    assert f"stream '{stream.name}' does not take subject 'elsewhere.>'" in ended.said
 
 
 async def test_a_bridge_that_says_nothing_of_topics_takes_everything(database: str, stream: Stream, tmp_path: Path) -> None:
@@ -273,10 +263,8 @@ async def test_a_bridge_that_says_nothing_of_topics_takes_everything(database: s
 def test_check_names_what_the_bridges_role_lacks(database: str, tmp_path: Path) -> None:
     """A position for a dead letter is drawn from the table's sequence: a right that comes with no other."""
     role = f"bridge_{secrets.token_hex(4)}"
-    file = tmp_path / "outboxd.toml"
-    file.write_text(
-        '[sinks.one]\nkind = "inprocess"\n[sinks.other]\nkind = "inprocess"\n[[bridges]]\nname = "b"\nsource = "one"\nsink = "other"\n'
-    )
+    sinks = '[sinks.one]\nkind = "inprocess"\n[sinks.other]\nkind = "inprocess"\n'
+    file = configured(tmp_path, f'{sinks}[[bridges]]\nname = "b"\nsource = "one"\nsink = "other"\n')
     with psycopg.connect(database, autocommit=True) as connection:
         for statement in (
             "CREATE ROLE {} LOGIN PASSWORD 'bridge'",
@@ -286,12 +274,12 @@ def test_check_names_what_the_bridges_role_lacks(database: str, tmp_path: Path) 
             connection.execute(sql.SQL(statement).format(sql.Identifier(role)))
         try:
             dsn = make_conninfo(database, user=role, password="bridge")
-            code, said = outboxd(dsn, "check", "-c", str(file))
-            assert code == 1
-            assert f"the role {role} lacks USAGE on the sequence outbox.messages_position_seq" in said
+            ended = run_outboxd("check", "-c", str(file), dsn=dsn)
+            assert ended.code == 1
+            assert f"the role {role} lacks USAGE on the sequence outbox.messages_position_seq" in ended.said
             connection.execute(sql.SQL("GRANT USAGE ON SEQUENCE outbox.messages_position_seq TO {}").format(sql.Identifier(role)))
-            code, said = outboxd(dsn, "check", "-c", str(file))
-            assert code == 0, said
+            ended = run_outboxd("check", "-c", str(file), dsn=dsn)
+            assert ended.code == 0, ended.said
         finally:
             connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
             connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))

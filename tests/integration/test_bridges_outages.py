@@ -33,7 +33,7 @@ from tests.engines.deadline import eventually
 from tests.engines.pumps import is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     import psycopg
@@ -272,8 +272,8 @@ async def test_through_the_outbox_none_is_lost_when_the_bridge_is_killed_three_t
     assert repeated <= 3 * 2 * 1000, "more than what each kill found in flight"
 
 
-async def _is(count: Callable[[], object], wanted: int) -> bool:
-    return await count() == wanted  # type: ignore[misc, no-any-return]
+async def _is(count: Callable[[], Awaitable[int]], wanted: int) -> bool:
+    return await count() == wanted
 
 
 @pytest.mark.timeout(240)

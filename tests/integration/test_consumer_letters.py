@@ -16,7 +16,8 @@ from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Retry
 from dedupe import Consumer, HandlerSink
 from dedupe.retention import keep_processed
-from migrations.partitions import database_now, milliseconds
+from migrations.partitions import database_now
+from migrations.schedule import milliseconds
 from outbox.daemon.consumer_letters import list_consumer_dead, requeue_consumer_dead
 from outbox.selection import Selection
 from tests.engines.deadline import eventually

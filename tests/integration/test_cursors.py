@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import pytest
 
 from bridges.errors import Closed, LogInUse
-from bridges.inprocess.cursors import DurableCursors, DurableTimers
-from bridges.message import Message
-from tests.integration.log_writer import message_at
+from bridges.inprocess.cursors import DurableCursors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,39 +61,18 @@ async def test_of_saves_under_way_the_later_call_wins_and_the_store_does_not_gro
     await cursors.close()
 
 
-async def test_what_is_not_due_yet_is_there_after_reopening_the_first_due_first(tmp_path: Path) -> None:
-    timers = await DurableTimers.open(tmp_path)
-    later = await timers.add(2000.5, message_at(1))
-    await timers.add(1000.25, message_at(2))
-    await timers.add(1000.25, message_at(2))
-    gone = await timers.add(1.0, Message(UUID(int=0), "empty", b""))
-    await timers.remove(gone.number)
-    await timers.remove(gone.number)
-    for _ in range(2):
-        waiting = timers.pending()
-        assert [(pending.due, pending.message) for pending in waiting] == [
-            (1000.25, message_at(2)),
-            (1000.25, message_at(2)),
-            (2000.5, message_at(1)),
-        ]
-        assert waiting[-1] == later
-        await timers.close()
-        timers = await DurableTimers.open(tmp_path)
-    assert (await timers.add(1.0, message_at(3))).number not in {pending.number for pending in waiting}
-    await timers.close()
-
-
-async def test_timers_that_have_gone_off_leave_nothing(tmp_path: Path) -> None:
-    timers = await DurableTimers.open(tmp_path, segment_bytes=50_000, fsync="never")
-    stays = await timers.add(9e9, message_at(0))
+async def test_names_that_were_forgotten_leave_nothing(tmp_path: Path) -> None:
+    cursors = await DurableCursors.open(tmp_path, segment_bytes=50_000, fsync="never")
+    await cursors.save("stays", 1, [])
     for start in range(0, 1000, 100):
-        added = await asyncio.gather(*(timers.add(float(number), message_at(1)) for number in range(start, start + 100)))
-        await asyncio.gather(*(timers.remove(pending.number) for pending in added))
-    assert timers.pending() == [stays]
+        names = [f"name-{number}" for number in range(start, start + 100)]
+        await asyncio.gather(*(cursors.save(name, 1, range(2, 40, 2)) for name in names))
+        await asyncio.gather(*(cursors.forget(name) for name in names))
+    assert cursors.names() == ["stays"]
     for _ in range(2):  # in the background it has come as far as it could beside the rest; tombstones go with the second one
-        await timers._table._log.compact()
-    await timers.close()
+        await cursors._table._log.compact()
+    await cursors.close()
     assert size_of(tmp_path) < 60_000
-    timers = await DurableTimers.open(tmp_path)
-    assert timers.pending() == [stays]
-    await timers.close()
+    cursors = await DurableCursors.open(tmp_path)
+    assert cursors.names() == ["stays"]
+    await cursors.close()

@@ -199,6 +199,24 @@ async def test_probes_and_metrics(database: str, connection: psycopg.AsyncConnec
             assert f"# TYPE {name.removesuffix('_total')}" in text or f"# TYPE {name}" in text
 
 
+async def test_the_figures_of_each_in_process_broker_are_among_the_metrics(
+    database: str, connection: psycopg.AsyncConnection, tmp_path: Path
+) -> None:
+    await connection.execute(shop.TABLE)
+    await put(database, 0, 10)
+    async with Daemon(tmp_path, IN_PROCESS + 'source = "local"\n[sinks.spare]\nkind = "inprocess"\n', database) as daemon:
+        done = 'outbox_inprocess_done_total{broker="local",subscription="shop"} 10.0'
+        text = await daemon.answers("/metrics", 200, having=done)
+        for line in (
+            'outbox_inprocess_published_total{broker="local",subscription="shop"} 10.0',
+            'outbox_inprocess_lag_messages{broker="local",subscription="shop"} 0.0',
+            'outbox_inprocess_handler_seconds_count{broker="local",subscription="shop"} 10.0',
+            'outbox_inprocess_dead_letters{broker="local"} 0.0',
+            'outbox_inprocess_dead_letters{broker="spare"} 0.0',
+        ):
+            assert line in text
+
+
 async def test_readiness_tells_of_a_broker_that_is_away_and_of_its_return(
     database: str, connection: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:

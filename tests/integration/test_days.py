@@ -17,13 +17,16 @@ from psycopg.conninfo import make_conninfo
 from bridges.errors import ConfigurationError
 from dedupe import Consumer
 from dedupe.retention import PROCESSED, SLACK, keep_processed, processed_schedule
-from migrations.partitions import Announcer, Patience, Tidied, milliseconds
+from migrations.partitions import Patience
+from migrations.schedule import milliseconds
+from migrations.tidied import Announcer, Tidied
 from outbox import doctor
 from outbox.daemon.check import check_days
 from outbox.daemon.config import load
 from outbox.daemon.days import ConsumersDays, days_of
 from outbox.daemon.inspection import diagnose
 from outbox.janitor import ARCHIVE, archive_schedule, keep_archive
+from tests.engines.command import configured
 from tests.engines.deadline import eventually
 from tests.engines.partitions import make, partitions, today
 
@@ -130,9 +133,7 @@ def test_a_role_that_may_not_is_told_of_only_if_nobody_else_keeps_the_days(caplo
 
 
 def settings(folder: Path, dsn: str, configuration: str = CONFIGURATION) -> Settings:
-    file = folder / "outboxd.toml"
-    file.write_text(f'[postgres]\ndsn = "{dsn}"\n{configuration}')
-    return load(file)
+    return load(configured(folder, configuration, dsn=dsn))
 
 
 async def test_the_doctor_finds_days_that_nobody_keeps(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -244,7 +245,9 @@ async def today_at_noon(connection: psycopg.AsyncConnection[Any]) -> Any:
 
 def test_a_consumer_is_looked_for_where_it_was_made_for(tmp_path: Path) -> None:
     """And, if its program is not here, where the configuration says."""
-    configured = CONFIGURATION + '[[consumers]]\napp = "b:c"\ndsn = "postgresql://127.0.0.1:1/b"\n[[consumers]]\napp = "nowhere:consumer"\n'
+    configuration = (
+        CONFIGURATION + '[[consumers]]\napp = "b:c"\ndsn = "postgresql://127.0.0.1:1/b"\n[[consumers]]\napp = "nowhere:consumer"\n'
+    )
     own = "postgresql://127.0.0.1:1/a"
     made = {
         "tests.integration.shop:consumer": Consumer("a", dsn="postgresql://127.0.0.1:1/made", schema="made"),
@@ -256,5 +259,5 @@ def test_a_consumer_is_looked_for_where_it_was_made_for(tmp_path: Path) -> None:
             raise ConfigurationError(section.app)
         return made[section.app]
 
-    found = [(days.dsn, days.schema) for days in days_of(settings(tmp_path, own, configured), imported) if days.daily is PROCESSED]
+    found = [(days.dsn, days.schema) for days in days_of(settings(tmp_path, own, configuration), imported) if days.daily is PROCESSED]
     assert found == [("postgresql://127.0.0.1:1/made", "made"), ("postgresql://127.0.0.1:1/b", "special"), (own, "dedupe")]

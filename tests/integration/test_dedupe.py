@@ -284,7 +284,9 @@ async def test_processed_ids_wait_for_the_other_transaction(database: str, conne
         waiting = asyncio.create_task(first_time(second, "c", [message_id]))
 
         async def blocked() -> bool:
-            cursor = await connection.execute("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            cursor = await connection.execute(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
             return await cursor.fetchone() == (True,)
 
         await eventually(blocked)

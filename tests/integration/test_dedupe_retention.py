@@ -20,7 +20,8 @@ from bridges.message import Message, uuid7
 from bridges.ports import Published
 from dedupe import Consumer, HandlerSink, retention, sql
 from dedupe.retention import PROCESSED, SLACK, keep_processed
-from migrations.partitions import database_now, milliseconds
+from migrations.partitions import database_now
+from migrations.schedule import milliseconds
 from tests.engines.deadline import eventually
 from tests.engines.partitions import make, partitions, rows, today
 

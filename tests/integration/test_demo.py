@@ -7,10 +7,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from typing import Any
 
 import pytest
+
+from tests.engines.command import COMMAND, run_outboxd
 
 KEYS = [
     *("committed", "published", "delivered", "duplicates", "effects", "lost", "out_of_order", "balances_match"),
@@ -20,8 +21,7 @@ KEYS = [
 
 def demo(*options: str, kills: int = 0) -> dict[str, Any]:
     """Run the demo, killing what it says it runs ``kills`` times, and return its last line."""
-    command = [sys.executable, "-m", "outbox.daemon", "demo", "--json", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*COMMAND, "demo", "--json", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         assert process.stdout
         said = []
@@ -65,6 +65,6 @@ def test_the_proof_holds_when_the_pump_is_killed_twice(via: str) -> None:
 
 
 def test_an_unknown_way_is_refused() -> None:
-    done = subprocess.run([sys.executable, "-m", "outbox.daemon", "demo", "--via", "pigeon"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "outboxd: via: 'pigeon' is not one of inprocess, nats, kafka"
+    ended = run_outboxd("demo", "--via", "pigeon")
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == "outboxd: via: 'pigeon' is not one of inprocess, nats, kafka"

@@ -14,7 +14,7 @@ from outbox import Outbox
 from outbox.embedded import PrivatePostgres
 from outbox.source import OutboxSource
 from tests.engines.deadline import eventually
-from tests.engines.pumps import is_empty, pumping
+from tests.engines.pumps import is_empty, pumping, sleeping
 from tests.engines.sinks import RecordingSink
 
 if TYPE_CHECKING:
@@ -28,15 +28,6 @@ NEVER = 3600.0
 async def put(dsn: str, payload: bytes) -> None:
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
         await OUTBOX.aput(connection, "t", payload)
-
-
-async def sleeping(connection: psycopg.AsyncConnection) -> bool:
-    """Say whether a pump holds the doorbell's lock exclusively."""
-    cursor = await connection.execute(
-        "SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' "
-        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    return await cursor.fetchone() == (True,)
 
 
 async def test_a_sleeping_pump_is_woken_by_a_commit(database: str, connection: psycopg.AsyncConnection) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pytest
 
@@ -29,6 +29,7 @@ from tests.integration.log_writer import message_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+Fsync: TypeAlias = Literal["always", "never"] | float
 EVERY_MODE = pytest.mark.parametrize("fsync", ["always", 5, "never"])
 
 
@@ -77,14 +78,14 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 @EVERY_MODE
 @pytest.mark.parametrize("segment_bytes", [1 << 30, 20_000])
 async def test_a_full_disk_fails_the_appends_that_do_not_fit_and_those_behind_them(
-    fsync: str | float, segment_bytes: int, small_disk: SmallDisk
+    fsync: Fsync, segment_bytes: int, small_disk: SmallDisk
 ) -> None:
     """The disk fills up in the middle of a segment, or when the next one is to be begun. Space alone mends nothing: opening does."""
     if small_disk.limits == "files":
         segment_bytes = 1 << 30
     ballast, folder = small_disk.path / "ballast", small_disk.path / "log"
     ballast.write_bytes(b"x" * (100 << 10))
-    settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes)  # type: ignore[arg-type]
+    settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes)
     log = await DurableLog.open(folder, settings)
     acked: list[int] = []
     while len(more := await append_each(log, 7)) == 7:
@@ -109,13 +110,13 @@ async def test_a_full_disk_fails_the_appends_that_do_not_fit_and_those_behind_th
 
 @EVERY_MODE
 async def test_a_disk_that_takes_a_part_has_exactly_the_whole_ones_acknowledged(
-    fsync: str | float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fsync: Fsync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it stops: what is whole in front of it is acknowledged, the rest is not, and nothing behind a gap ever is."""
     sizes = [OVERHEAD + len(encode(message_at(offset))) for offset in range(12)]
     for number, room in enumerate([*range(0, sum(sizes), 171), *accumulate(sizes)]):
         folder = tmp_path / str(number)
-        log = await DurableLog.open(folder, LogSettings(fsync=fsync))  # type: ignore[arg-type]
+        log = await DurableLog.open(folder, LogSettings(fsync=fsync))
         with monkeypatch.context() as patch:
             patch.setattr(disk, "write", Room(room))
             acked = await append_each(log, 12)

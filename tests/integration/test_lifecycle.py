@@ -200,7 +200,9 @@ async def test_a_pump_that_is_cancelled_at_any_step_loses_nothing(database: str,
         await eventually(lambda: is_empty(connection))
 
     async def no_session() -> bool:
-        cursor = await connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outboxd'")
+        cursor = await connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outboxd' AND datname = current_database()"
+        )
         return await cursor.fetchone() == (0,)
 
     await eventually(no_session)

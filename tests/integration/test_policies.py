@@ -21,6 +21,10 @@ from tests.engines.pumps import count, is_empty, pumping
 from tests.engines.sinks import RecordingSink
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
     from bridges.message import Message
 
 OUTBOX = Outbox()
@@ -85,7 +89,7 @@ async def test_without_order_a_failing_message_holds_back_nobody(database: str, 
         return Retry(Reason.REFUSED, "not yet", after=0.05) if message.payload == b"0" and failures[b"0"] < 4 else PUBLISHED
 
     class Unordered(RecordingSink):
-        async def publish(self, messages):  # type: ignore[no-untyped-def]
+        async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
             outcomes = [self.judge(message) for message in messages]
             self.published += [message for message, outcome in zip(messages, outcomes, strict=True) if outcome is PUBLISHED]
             return outcomes
@@ -132,7 +136,9 @@ async def test_a_row_over_a_limit_that_was_lowered_is_a_dead_letter_and_its_lane
     assert await cursor.fetchall() == [("too_large", 2000)]
 
 
-async def test_a_claim_sees_what_the_last_owner_of_its_lane_committed(database: str, connection: psycopg.AsyncConnection) -> None:
+async def test_a_claim_sees_what_the_last_owner_of_its_lane_committed(
+    database: str, connection: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Why a claim takes its lanes in a statement of its own: another pump commits between its beginning and its lane lock.
 
     The second pump's transaction has begun, and has run a statement; then the first one moves the head of a key into a hold and commits.
@@ -149,7 +155,7 @@ async def test_a_claim_sees_what_the_last_owner_of_its_lane_committed(database: 
             begun.set()
             await settled.wait()
 
-        second._begin = begin_and_wait  # type: ignore[method-assign]
+        monkeypatch.setattr(second, "_begin", begin_and_wait)
         async with first.claim(1) as batch:
             claim = second.claim(10)
             claiming = asyncio.create_task(claim.__aenter__())

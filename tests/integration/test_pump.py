@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bridges.message import Message
 
 OUTBOX = Outbox()
+END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outboxd' AND datname = current_database()"
 
 
 async def put(dsn: str, *drafts: Draft) -> list[object]:
@@ -96,7 +97,7 @@ async def test_no_row_is_gone_before_its_acknowledgement(database: str, connecti
     async with pumping(database, sink):
         await on_its_way.wait()
         assert await count(connection, "messages") == 10
-        await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outboxd'")
+        await connection.execute(END_SESSIONS)
         on_its_way.clear()
         acknowledged.set()
         # What was published could not be settled: all of it is claimed again.
@@ -269,7 +270,7 @@ async def test_a_pump_recovers_when_its_sessions_are_ended(database: str, connec
         for n in range(5):
             await put(database, Draft("t", str(n).encode(), key="k"))
             await eventually(lambda: is_empty(connection))
-            await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outboxd'")
+            await connection.execute(END_SESSIONS)
     assert list(dict.fromkeys(sink.payloads())) == [str(n).encode() for n in range(5)]
 
 

@@ -176,7 +176,10 @@ async def test_it_goes_on_when_its_session_was_ended_and_sends_nothing_twice(dat
     class CuttingSink(RecordingSink):
         async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
             if self.calls in {2, 5}:
-                await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outboxd replay'")
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = 'outboxd replay' AND datname = current_database()"
+                )
             return await super().publish(messages)
 
     sink = CuttingSink()

@@ -8,6 +8,7 @@ import logging
 import secrets
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import nats
@@ -180,9 +181,9 @@ async def test_a_server_without_tls_is_told_no_secret(
 ) -> None:
     """With tls asked for, neither password nor token nor message leaves in clear, however often it is tried."""
     caplog.set_level(logging.DEBUG)
-    for secret in ({"user": "shop", "password": PASSWORD}, {"token": PASSWORD}):
+    for secured in (partial(Security, user="shop", password=PASSWORD), partial(Security, token=PASSWORD)):
         async with impostor(**greeting) as server:
-            security = Security(tls=True, ca_file=str(certificates.authority), tls_handshake_first=handshake_first, **secret)  # type: ignore[arg-type]
+            security = secured(tls=True, ca_file=str(certificates.authority), tls_handshake_first=handshake_first)
             async with JetStream([f"nats://127.0.0.1:{server.port}"], security=security, connect_timeout=1.0) as connection:
                 sink = JetStreamSink(connection, stream="shop", timeout=1.0)
                 for _ in range(2):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -17,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from outbox.deadletters import Selection, requeue
 from outbox.janitor import measure_backlog
 from outbox.status import Archive, DeadLetters, Deferred, LaneOwner, Status, read_status
+from tests.engines.command import configured, run_outboxd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -64,13 +62,6 @@ def reader(database: str) -> Iterator[str]:
         yield make_conninfo(database, user=role)
         connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
         connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
-
-
-def outboxd(*arguments: str, folder: Path) -> tuple[int, str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "OUTBOXD_POSTGRES__DSN"}
-    command = [sys.executable, "-m", "outbox.daemon", *arguments]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    return done.returncode, done.stdout, done.stderr
 
 
 async def test_an_outbox_with_nothing_in_it(connection: psycopg.AsyncConnection) -> None:
@@ -172,12 +163,13 @@ async def test_it_says_so_in_lines(reader: str, owner: psycopg.AsyncConnection, 
     await owner.execute(FILLED)
     await owner.commit()
     await owner.execute("SELECT lane FROM outbox.lanes ORDER BY lane LIMIT 3 FOR UPDATE SKIP LOCKED")
-    (tmp_path / "outboxd.toml").write_text(
-        f'[postgres]\ndsn = "{database}"\n'
+    configured(
+        tmp_path,
         '[sinks.events]\nkind = "jetstream"\nservers = ["nats://127.0.0.1:1"]\nstream = "EVENTS"\n'
-        '[sinks.local]\nkind = "inprocess"\n[[routes]]\ntopics = ">"\nsink = "events"\n'
+        '[sinks.local]\nkind = "inprocess"\n[[routes]]\ntopics = ">"\nsink = "events"\n',
+        dsn=database,
     )
-    code, out, err = outboxd("status", "-c", "outboxd.toml", folder=tmp_path)
+    code, out, err = run_outboxd("status", "-c", "outboxd.toml", folder=tmp_path)
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     for expected in (
@@ -198,7 +190,7 @@ async def test_it_says_so_in_lines(reader: str, owner: psycopg.AsyncConnection, 
 async def test_it_says_so_in_json(reader: str, owner: psycopg.AsyncConnection, tmp_path: Path) -> None:
     await owner.execute(FILLED)
     await owner.commit()
-    code, out, err = outboxd("status", "--dsn", reader, "--json", folder=tmp_path)
+    code, out, err = run_outboxd("status", "--dsn", reader, "--json", folder=tmp_path)
     assert (code, err) == (0, "")
     (line,) = out.splitlines()
     said = json.loads(line)
@@ -212,20 +204,20 @@ async def test_it_says_so_in_json(reader: str, owner: psycopg.AsyncConnection, t
 
 
 def test_a_schema_that_is_not_there_or_is_outdated_is_one_line(empty_database: str, database: str, tmp_path: Path) -> None:
-    code, out, err = outboxd("status", "--dsn", empty_database, folder=tmp_path)
+    code, out, err = run_outboxd("status", "--dsn", empty_database, folder=tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith("outboxd: schema 'outbox' lacks outbox/0001_outbox")
     assert len(err.splitlines()) == 1
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("DELETE FROM outbox.migrations WHERE version = 2")
-    code, out, err = outboxd("status", "--dsn", database, folder=tmp_path)
+    code, out, err = run_outboxd("status", "--dsn", database, folder=tmp_path)
     assert (code, out) == (2, "")
     assert err == "outboxd: schema 'outbox' lacks outbox/0002_destinations: run `outboxd migrate`\n"
 
 
 def test_without_a_database_to_look_at(tmp_path: Path) -> None:
-    code, out, err = outboxd("status", folder=tmp_path)
+    code, out, err = run_outboxd("status", folder=tmp_path)
     assert (code, out, err) == (2, "", "outboxd: dsn: give --dsn, OUTBOXD_POSTGRES__DSN or a configuration file\n")
-    code, out, err = outboxd("status", "--dsn", "postgresql://u:hunter2@127.0.0.1:1/x", folder=tmp_path)
+    code, out, err = run_outboxd("status", "--dsn", "postgresql://u:hunter2@127.0.0.1:1/x", folder=tmp_path)
     assert code == 1
     assert "hunter2" not in err

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psycopg
@@ -13,16 +12,16 @@ import pytest
 
 from dedupe.retention import PROCESSED
 from migrations.partitions import Patience
-from outbox.daemon import cli, tidy
+from outbox.daemon import tidy
 from outbox.janitor import ARCHIVE
+from tests.engines.command import configured
 from tests.engines.partitions import make, partitions, today
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import date
     from pathlib import Path
 
-Run: TypeAlias = "Callable[..., tuple[int, str, str]]"
+    from tests.engines.command import Run
 
 DAY = timedelta(days=1)
 tidy_patience = tidy._BY_HAND
@@ -44,28 +43,8 @@ keep = "2 days"
 
 
 @pytest.fixture
-def outboxd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process and return its exit code, output and errors."""
-    monkeypatch.delenv("OUTBOXD_POSTGRES__DSN", raising=False)
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["outboxd", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
 def file(tmp_path: Path, database: str) -> Path:
-    file = tmp_path / "outboxd.toml"
-    file.write_text(f'[postgres]\ndsn = "{database}"\n{CONFIGURATION}')
-    return file
+    return configured(tmp_path, CONFIGURATION, dsn=database)
 
 
 def prepared(dsn: str) -> date:
@@ -108,8 +87,7 @@ def test_it_makes_and_drops_what_the_configuration_says(outboxd: Run, database: 
 def test_with_another_dsn_it_goes_there_with_what_the_configuration_says(outboxd: Run, database: str, tmp_path: Path) -> None:
     """As the owner of the schemas, whom the daemon's configuration does not know."""
     begin = prepared(database)
-    file = tmp_path / "outboxd.toml"
-    file.write_text(f'[postgres]\ndsn = "postgresql://127.0.0.1:1/x"\n{CONFIGURATION}')
+    file = configured(tmp_path, CONFIGURATION, dsn="postgresql://127.0.0.1:1/x")
     assert outboxd("tidy", "-c", str(file), "--dsn", database)[0] == 0
     assert PROCESSED.name(begin - 40 * DAY) not in days_of(database, "dedupe.processed")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,9 +38,9 @@ class Books:
         self.handed: dict[int, object] = {}
         self.delivered: Counter[str] = Counter()
         self.blocked: list[asyncio.Task[object]] = []
-        common = {"buffer": 3, "retry": Backoff(first=0.0001, cap=0.0002, max_attempts=3), "on_drop": self.drop}
+        common: dict[str, Any] = {"buffer": 3, "retry": Backoff(first=0.0001, cap=0.0002, max_attempts=3), "on_drop": self.drop}
         self.subscriptions: list[Subscription] = [
-            self.broker.subscribe(**{**common, **own}).begin()  # type: ignore[arg-type]
+            self.broker.subscribe(**(common | own)).begin()
             for own in (
                 {"policy": "drop_newest"},
                 {"policy": "drop_oldest"},

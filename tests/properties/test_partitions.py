@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bridges.message import Message, uuid7
 from dedupe.retention import PROCESSED, SLACK, birth_of, processed_schedule
-from migrations.partitions import begin_of_timestamps, begin_of_uuid7, milliseconds
+from migrations.schedule import begin_of_timestamps, begin_of_uuid7, milliseconds
 from outbox.janitor import ARCHIVE
 
 DAY = timedelta(days=1)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -67,8 +67,9 @@ def test_a_later_layout_is_refused(message: Message, version: int) -> None:
 @pytest.mark.parametrize("field", ["topic", "key", "content_type"])
 def test_what_the_layout_cannot_hold_is_refused_by_its_name(field: str) -> None:
     for text in ("x" * 65535, "\ud800"):
+        change: dict[str, Any] = {field: text}
         with pytest.raises(InvalidMessage, match=field):
-            encode(Message(uuid7(), "a", b"")._replace(**{field: text}))  # type: ignore[arg-type]
+            encode(Message(uuid7(), "a", b"")._replace(**change))
     with pytest.raises(InvalidMessage, match="created_at"):
         encode(Message(uuid7(), "a", b"", created_at=datetime(2026, 1, 1)))  # noqa: DTZ001 - that is the point
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -263,8 +263,9 @@ async def test_what_is_no_outage_is_not_called_one(outcome: Outcome, caplog: pyt
 
 @pytest.mark.parametrize("setting", ["batch", "claims"])
 async def test_a_setting_below_one_is_refused(setting: str) -> None:
+    settings: dict[str, Any] = {setting: 0}
     with pytest.raises(ConfigurationError, match=f"^{setting}: 0 is below 1$"):
-        Bridge(FakeSource(), FakeSink(), **{setting: 0})  # type: ignore[arg-type]
+        Bridge(FakeSource(), FakeSink(), **settings)
 
 
 async def test_an_outage_of_the_source_ends_with_the_first_claim_that_finds_nothing(caplog: pytest.LogCaptureFixture) -> None:

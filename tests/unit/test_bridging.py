@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(("when_full", "arrive"), [("block", 12), ("drop", 5)])
-async def test_a_full_buffer_blocks_or_drops_and_counts(when_full: str, arrive: int) -> None:
+async def test_a_full_buffer_blocks_or_drops_and_counts(when_full: Literal["block", "drop"], arrive: int) -> None:
     """Dropped, a message is no trouble of its publisher's; and another subscription to the topic has all of them."""
     dropped: list[int] = []
-    section = BridgeSection(name="b", source="local", sink="events", topics=["t"], buffer=5, when_full=when_full)  # type: ignore[arg-type]
+    section = BridgeSection(name="b", source="local", sink="events", topics=["t"], buffer=5, when_full=when_full)
     async with AsyncExitStack() as stack:
         broker = make_broker(InProcessSection(kind="inprocess"), stack)
         source = broker.source_of_bridge(section, [], lambda: dropped.append(1))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -13,30 +11,12 @@ import pytest
 from bridges.errors import ConfigurationError
 from migrations.runner import TRACKS, check_up_to_date, migrate
 from outbox.daemon import cli
+from tests.engines.command import configured, run_outboxd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-Run: TypeAlias = "Callable[..., tuple[int, str, str]]"
-
-
-@pytest.fixture
-def outboxd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process and return its exit code, output and errors."""
-    monkeypatch.delenv("OUTBOXD_POSTGRES__DSN", raising=False)
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["outboxd", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0, said.out, said.err
-
-    return run
+    from tests.engines.command import Run
 
 
 def execute(database: str, script: str) -> None:
@@ -49,8 +29,7 @@ def test_version(outboxd: Run) -> None:
 
 
 def test_it_runs_as_a_module() -> None:
-    said = subprocess.run([sys.executable, "-m", "outbox.daemon", "version"], capture_output=True, text=True, check=True, timeout=60)
-    assert said.stdout == f"outboxd {version('outboxd')}\n"
+    assert run_outboxd("version") == (0, f"outboxd {version('outboxd')}\n", "")
 
 
 def test_migrate_sql_prints_what_migrate_would_do(outboxd: Run, empty_database: str) -> None:
@@ -116,18 +95,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(outboxd: Run, arguments: list[str
 
 @pytest.mark.parametrize("command", ["run", "check", "migrate"])
 def test_a_mistake_in_the_file_is_one_line_that_names_the_key(outboxd: Run, tmp_path: Path, command: str) -> None:
-    file = tmp_path / "outboxd.toml"
-    file.write_text(
-        '[postgres]\ndsn = "postgresql://u:hunter2@127.0.0.1:1/x"\n[sinks.a]\nkind = "inprocess"\n[[routes]]\ntopics = ">"\nsink = "b"\n'
-    )
+    wrong = '[sinks.a]\nkind = "inprocess"\n[[routes]]\ntopics = ">"\nsink = "b"\n'
+    file = configured(tmp_path, wrong, dsn="postgresql://u:hunter2@127.0.0.1:1/x")
     code, out, err = outboxd(command, "--config", str(file))
     assert (code, out) == (2, "")
     assert err == "outboxd: routes.0.sink: 'b' is not one of [sinks]: a\n"
 
 
 def test_each_of_several_mistakes_is_a_line(outboxd: Run, tmp_path: Path) -> None:
-    file = tmp_path / "outboxd.toml"
-    file.write_text("[pump]\nbatch = 0\n[postgres]\n")
+    file = configured(tmp_path, "[pump]\nbatch = 0\n[postgres]\n")
     code, _, err = outboxd("run", "--config", str(file))
     assert code == 2
     assert [line.split(":")[1].strip() for line in err.splitlines()] == ["postgres.dsn", "pump.batch"]

@@ -8,6 +8,7 @@ import pytest
 
 from bridges.errors import ConfigurationError
 from outbox.daemon.config import JetStreamSection, Settings, load
+from tests.engines.command import configured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,9 +69,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def loaded(tmp_path: Path) -> Load:
     def load_text(text: str) -> Settings:
-        path = tmp_path / "outboxd.toml"
-        path.write_text(text)
-        return load(path)
+        return load(configured(tmp_path, text))
 
     return load_text
 

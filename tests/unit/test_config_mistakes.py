@@ -8,6 +8,7 @@ import pytest
 
 from bridges.errors import ConfigurationError
 from outbox.daemon.config import load
+from tests.engines.command import configured
 from tests.unit.test_config import IN_PROCESS, KAFKA, MINIMAL
 
 if TYPE_CHECKING:
@@ -15,10 +16,8 @@ if TYPE_CHECKING:
 
 
 def _lines(tmp_path: Path, text: str) -> list[str]:
-    path = tmp_path / "outboxd.toml"
-    path.write_text(text)
     with pytest.raises(ConfigurationError) as caught:
-        load(path)
+        load(configured(tmp_path, text))
     return str(caught.value).splitlines()
 
 

@@ -9,6 +9,7 @@ import pytest
 from bridges.errors import ConfigurationError
 from outbox.daemon.config import Settings, load
 from outbox.daemon.crossings import loops
+from tests.engines.command import configured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,9 +47,7 @@ def route(topics: str, sink: str, **more: str) -> str:
 
 
 def read(tmp_path: Path, text: str) -> Settings:
-    path = tmp_path / "outboxd.toml"
-    path.write_text(SINKS + text)
-    return load(path)
+    return load(configured(tmp_path, SINKS + text))
 
 
 def test_a_bridge_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -24,8 +25,8 @@ def health(registry: CollectorRegistry) -> Health:
     return Health(stall_after=STALL, registry=registry)
 
 
-def backlog(**fields: float) -> Backlog:
-    return Backlog(**{"messages": 0, "held": 0, "deferred": 0, "dead": 0, "oldest_seconds": 0.0, **fields})  # type: ignore[arg-type]
+def backlog(**fields: Any) -> Backlog:
+    return Backlog(**{"messages": 0, "held": 0, "deferred": 0, "dead": 0, "oldest_seconds": 0.0, **fields})
 
 
 def progress(*, turned: float = 0.0, moved: float = 0.0, source: str | None = None, sink: str | None = None) -> Progress:

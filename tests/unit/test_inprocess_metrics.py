@@ -18,7 +18,7 @@ def made(topic: str = "orders.created") -> Message:
 async def test_every_figure_is_a_metric() -> None:
     broker = Broker()
     registry = CollectorRegistry()
-    BrokerMetrics(broker, registry)
+    BrokerMetrics({"local": broker}, registry)
     async with broker.subscribe(group="billing", buffer=3) as named, broker.subscribe("*.*"), broker.subscribe("*.*"):
         for _ in range(5):
             await broker.publish(made())
@@ -29,18 +29,31 @@ async def test_every_figure_is_a_metric() -> None:
         await named.take(1)
 
         def value(name: str, subscription: str = "billing") -> float | None:
-            return registry.get_sample_value(f"outbox_inprocess_{name}", {"subscription": subscription})
+            return registry.get_sample_value(f"outbox_inprocess_{name}", {"broker": "local", "subscription": subscription})
 
         expected = {"published": 5, "delivered": 3, "dropped": 2, "redelivered": 1, "done": 1, "dead": 1}
         assert {name: value(f"{name}_total") for name in expected} == expected
         assert (value("lag_messages"), value("lag_messages", "")) == (1, 10)
         assert (value("queue_seconds_count"), value("handler_seconds_count")) == (3, 3)
-        assert registry.get_sample_value("outbox_inprocess_dead_letters") == 1
-        assert registry.get_sample_value("outbox_inprocess_scheduled_messages") == 0
+        assert registry.get_sample_value("outbox_inprocess_dead_letters", {"broker": "local"}) == 1
+        assert registry.get_sample_value("outbox_inprocess_scheduled_messages", {"broker": "local"}) == 0
         assert b"*.*" not in generate_latest(registry)
         seconds = broker.figures().subscriptions["billing"]
         assert 0 < seconds.queue_seconds < 10
         assert 0 < seconds.handler_seconds < 10
+
+
+async def test_brokers_of_one_registry_are_told_apart() -> None:
+    here, there = Broker(), Broker()
+    registry = CollectorRegistry()
+    BrokerMetrics({"here": here, "there": there}, registry)
+    async with here.subscribe(group="billing"), there.subscribe(group="billing"):
+        await here.publish(made())
+        await there.publish(made())
+        await there.publish(made())
+        name = "outbox_inprocess_published_total"
+        published = [registry.get_sample_value(name, {"broker": broker, "subscription": "billing"}) for broker in ("here", "there")]
+        assert published == [1, 2]
 
 
 async def test_topics_have_figures_of_their_own_up_to_a_bound() -> None:

@@ -193,6 +193,6 @@ def test_uuid7_uses_all_of_its_74_random_bits() -> None:
 def test_a_message_is_immutable_and_its_default_headers_too() -> None:
     message = Message(UUID(int=1), "t", b"")
     with pytest.raises(AttributeError):
-        message.topic = "u"  # type: ignore[misc]
+        message.topic = "u"  # type: ignore[misc]  # nor does mypy let it
     with pytest.raises(TypeError):
-        message.headers["a"] = "b"  # type: ignore[index]
+        message.headers["a"] = "b"  # type: ignore[index]  # likewise

@@ -8,6 +8,7 @@ from pathlib import Path
 import grimp
 
 from outbox.daemon.config import load
+from tests.engines.command import configured
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -44,6 +45,4 @@ def test_every_test_it_names_exists() -> None:
 def test_its_configuration_loads(tmp_path: Path) -> None:
     example = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
     assert example
-    file = tmp_path / "outboxd.toml"
-    file.write_text(example[1])
-    assert load(file).pump.batch == 1000
+    assert load(configured(tmp_path, example[1])).pump.batch == 1000

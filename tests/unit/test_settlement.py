@@ -365,41 +365,46 @@ def test_a_keyless_retry_whose_destination_is_away_keeps_its_attempts() -> None:
 # --- what a route may say
 
 
+def without_order(_: str) -> Policy:
+    return Policy(ordered=False)
+
+
+def holding_after_dead(_: str) -> Policy:
+    return Policy(holds_after_dead=True)
+
+
 def test_without_order_a_failing_row_waits_alone() -> None:
-    unordered = lambda _: Policy(ordered=False)  # noqa: E731
-    assert settled((row(1), REJECTED), policy=unordered).dead[0].ordered is False
-    settlement = settled((row(1), RETRY), (row(2), PUBLISHED), policy=unordered)
+    assert settled((row(1), REJECTED), policy=without_order).dead[0].ordered is False
+    settlement = settled((row(1), RETRY), (row(2), PUBLISHED), policy=without_order)
     assert settlement.deferred == [Deferred(1, 7.0, 1, "refused: who knows")]
     assert (settlement.held, settlement.holds) == ([], {})
-    _, sent = aside(row(3, hold="key:k"), policy=unordered)
+    _, sent = aside(row(3, hold="key:k"), policy=without_order)
     assert sent == [3], "it joins no hold of its key"
 
 
 @pytest.mark.parametrize("outcome", [REJECTED, RETRY])
 def test_a_key_may_wait_behind_its_dead_letter(outcome: Outcome) -> None:
-    holds = lambda _: Policy(holds_after_dead=True)  # noqa: E731
-    settlement = settled((row(1, attempts=2), outcome), (row(2), BEHIND), policy=holds)
+    settlement = settled((row(1, attempts=2), outcome), (row(2), BEHIND), policy=holding_after_dead)
     assert [dead.position for dead in settlement.dead] == [1]
     assert settlement.held == [Held(2, "key:k")]
     assert settlement.holds["key:k"].seconds is None
-    settlement = settled((row(1, "k", "held", attempts=2), outcome), policy=holds)
+    settlement = settled((row(1, "k", "held", attempts=2), outcome), policy=holding_after_dead)
     assert settlement.holds["key:k"].seconds is None
     assert settlement.advanced == set()
 
 
 def test_a_key_may_wait_behind_an_expired_row_but_not_while_an_earlier_one_is_on_its_way() -> None:
-    holds = lambda _: Policy(holds_after_dead=True)  # noqa: E731
-    settlement, sent = aside(row(1, aside="expired"), row(2), policy=holds)
+    settlement, sent = aside(row(1, aside="expired"), row(2), policy=holding_after_dead)
     assert (sent, settlement.held) == ([], [Held(2, "key:k")])
-    settlement, sent = aside(row(1), row(2, aside="expired"), row(3), policy=holds)
+    settlement, sent = aside(row(1), row(2, aside="expired"), row(3), policy=holding_after_dead)
     assert (sent, settlement.dead, settlement.stay) == ([1], [], {2, 3}), "nothing passes it"
     held = [row(n, "k", "held", drains=True, aside="expired" if n == 2 else None) for n in (1, 2, 3)]
-    settlement, sent = aside(*held, policy=holds)
+    settlement, sent = aside(*held, policy=holding_after_dead)
     assert (sent, settlement.dead) == ([1], [])
 
 
 def test_a_keyless_dead_letter_holds_nothing() -> None:
-    settlement = settled((row(1, None), REJECTED), policy=lambda _: Policy(holds_after_dead=True))
+    settlement = settled((row(1, None), REJECTED), policy=holding_after_dead)
     assert (len(settlement.dead), settlement.holds) == (1, {})
 
 

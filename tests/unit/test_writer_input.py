@@ -194,4 +194,4 @@ def test_the_limits_themselves_are_allowed() -> None:
 def test_a_serializer_that_returns_text_is_refused() -> None:
     """``serializer=json.dumps`` is the likely mistake, and Postgres would read its backslashes as bytea's own escapes."""
     with pytest.raises(InvalidMessage, match=r"^payload: "):
-        Outbox(serializer=json.dumps).put(Untouchable(), "t", {"a": "\\101"})  # type: ignore[arg-type]
+        Outbox(serializer=json.dumps).put(Untouchable(), "t", {"a": "\\101"})  # type: ignore[arg-type]  # that is the mistake
