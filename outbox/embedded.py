@@ -50,7 +50,7 @@ class PrivatePostgres:
         durability = {} if durable else {"fsync": "off", "full_page_writes": "off"}
         self._settings = {"max_connections": "200", "shared_buffers": "128MB", **durability, **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
-        initdb = ["initdb", "-D", str(self._data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        initdb = ["initdb", "-D", str(self.data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         self._run(*initdb)
 
     @property
@@ -65,6 +65,11 @@ class PrivatePostgres:
             msg = "the server was not started"
             raise RuntimeError(msg)
         return self._process.pid
+
+    @property
+    def data(self) -> Path:
+        """The folder of its data."""
+        return self._folder / "data"
 
     @property
     def log(self) -> Path:
@@ -92,7 +97,7 @@ class PrivatePostgres:
         # Into a file, since nobody reads a pipe.
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, "-h127.0.0.1", f"-p{self._port}", "-k", self._folder, *options],
+                [self._bin / "postgres", "-D", self.data, "-h127.0.0.1", f"-p{self._port}", "-k", self._folder, *options],
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
@@ -112,6 +117,10 @@ class PrivatePostgres:
             else:
                 return
 
+    def is_running(self) -> bool:
+        """Say whether it has been started and has not ended since."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop the server. SIGINT rolls back and ends; SIGTERM would wait for its clients; SIGQUIT and SIGKILL are crashes."""
         process, self._process = self._process, None
@@ -129,10 +138,6 @@ class PrivatePostgres:
         """Stop the server and remove its folder."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    @property
-    def _data(self) -> Path:
-        return self._folder / "data"
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -100,8 +100,9 @@ SELECT count(*) FROM :"schema".held WHERE hold = ANY(%s::text[])"""
 
 # Every claim selects the columns of a message, in the order of `bridges.message.Message`, and then those of `outbox.rows.Row`: position,
 # lane, why the row is not to be sent now, which is NULL for nearly all, and the hold of its key. While there is no hold at all, which is
-# asked once a statement, nothing is looked up for a row.
-_COLUMNS: Final = "id, topic, payload, key, content_type, headers, created_at, position, lane"
+# asked once a statement, nothing is looked up for a row. Most messages have no headers: taking apart their empty JSON was a tenth of what
+# the pump did for a row.
+_COLUMNS: Final = "id, topic, payload, key, content_type, nullif(headers, '{}'), created_at, position, lane"
 _ASIDE: Final = """
     CASE WHEN expires_at <= statement_timestamp() THEN 'expired'
          WHEN deliver_at > statement_timestamp() THEN 'early'
