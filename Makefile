@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check format pins clean
+.PHONY: setup demo test check faults format pins clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -20,8 +20,13 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY)
 	$(BIN)/outboxd demo
 
+# Two at a time, each with engines of its own: most of what a test does is wait for a server.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+# make faults SECONDS=600 SINK=kafka SEED=7: a mixture on each sink, or on one, and a table of what came of it in .faults.
+faults: $(READY)
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINK),--sink $(SINK)) $(FAULTS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

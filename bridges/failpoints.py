@@ -8,6 +8,7 @@ nothing is wrapped, and nothing asked.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from bridges.message import Message
     from bridges.ports import Batch, Outcome, Sink, Source
+
+log = logging.getLogger("outboxd.failpoints")
 
 C = TypeVar("C")
 
@@ -70,6 +73,7 @@ class Failpoints:
         self._reached[point] += 1
         if self._reached[point] != trap.nth:
             return
+        log.warning("failpoint %s: %s", point, trap.action)
         match trap.action:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,84 @@
+"""``make faults``: a mixture of nemeses on each sink, checked, with a table at the end.
+
+python -m tests.faults [--sink jetstream] [--seconds 600] [--seed 1] [--runs 1] [--only NAME ...] [--each] [--to .faults]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridges.errors import ConfigurationError
+from tests.faults import report
+from tests.faults.catalogue import chosen
+from tests.faults.checker import check, told
+from tests.faults.fleet import SINKS
+from tests.faults.scenario import play
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.faults.history import History
+    from tests.faults.invariants import Violation
+    from tests.faults.nemeses import Nemesis
+
+
+async def run(sink: str, nemeses: Sequence[Nemesis], options: argparse.Namespace, seed: int) -> tuple[History, list[Violation]]:
+    """Play one run and check it; what was not kept is told, and the run's folder stays."""
+    folder = Path(tempfile.mkdtemp(prefix=f"outboxd-faults-{sink}-"))
+    seconds = None if options.each else options.seconds
+    history = await play(sink, folder, nemeses, seed=seed, seconds=seconds, pumps=options.pumps, rate=options.rate)
+    violations = check(history)
+    said = (
+        "every promise kept" if not violations else f"NOT KEPT: {', '.join(sorted({each.invariant for each in violations}))}; see {folder}"
+    )
+    print(f"{sink}, seed {seed}: {len(history.faults)} faults, {len(history.puts):,} messages: {said}", flush=True)
+    for violation in violations:
+        print(told(history, violation), flush=True)
+    if not violations:
+        shutil.rmtree(folder)
+    return history, violations
+
+
+def main() -> int:
+    """Return 0 if everything was kept, 1 if not, and 2 for a mistake on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("--sink", action="append", help=f"one or more of {', '.join(SINKS)}; all by default")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long each mixture goes on")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=1, help="mixtures for each sink, with this seed and those that follow")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a nemesis; may be given again")
+    parser.add_argument("--each", action="store_true", help="each nemesis once, in order, and no mixture")
+    parser.add_argument("--pumps", type=int, default=None)
+    parser.add_argument("--rate", type=float, default=40.0, help="transactions a second")
+    parser.add_argument("--disks", action="store_true", help="those that fill disks too: takes the right to mount one")
+    parser.add_argument("--to", type=Path, default=Path(".faults"), help="the folder of the report")
+    options = parser.parse_args()
+    runs: list[tuple[History, list[Violation]]] = []
+    try:
+        plans = [(sink, chosen(options.only, sink, slow=True)) for sink in options.sink or SINKS]
+    except ConfigurationError as problem:
+        sys.stderr.write(f"faults: {problem}\n")
+        return 2
+    for sink, nemeses in plans:
+        fit = [nemesis for nemesis in nemeses if options.disks or options.only or not nemesis.small_disks]
+        runs += [asyncio.run(run(sink, fit, options, seed)) for seed in range(options.seed, options.seed + options.runs)]
+    table = sorted(report.lines(runs), key=lambda line: (line.sink, line.fault))
+    print(report.as_text(table))
+    about = {
+        "outboxd": version("outboxd"),
+        "seconds": f"{options.seconds:g}",
+        "seeds": f"{options.seed} to {options.seed + options.runs - 1}",
+    }
+    report.write(table, about, options.to)
+    return int(any(violations for _, violations in runs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What can be done to a run, by name; and what all of it needs.
+
+A nemesis does its harm and undoes what it must; whatever a proxy was told is healed after it. It starts again the processes that it killed:
+that is the supervisor's part. None starts one that ended by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from tests.engines.deadline import eventually
+from tests.faults.fleet import SINKS, Fleet
+from tests.faults.history import History, Probe
+
+if TYPE_CHECKING:
+    import random
+
+Hurt: TypeAlias = Callable[[Fleet, "random.Random", History], Awaitable[None]]
+
+SERVERS: Final = ("jetstream", "kafka")
+"""The sinks that have a server."""
+
+
+@dataclass(frozen=True)
+class Nemesis:
+    """Something that may be done to a run."""
+
+    name: str
+    hurt: Hurt
+    sinks: tuple[str, ...] = SINKS
+    pumps: int = 1
+    """How many pumps there must be at least."""
+    longest: float = 60.0
+    """Seconds after which it is itself what hangs."""
+    small_disks: bool = False
+    """Whether the servers' data must be on disks that can be filled."""
+    slow: bool = False
+    """Too long for the quick selection."""
+    times: int = 1
+    """How often it breaks something."""
+    hits_consumer: bool = False
+    """Whether it kills or freezes a consumer, from which what it has not acknowledged comes again out of order."""
+
+
+NEMESES: Final[dict[str, Nemesis]] = {}
+
+
+def nemesis(name: str, **how: Any) -> Callable[[Hurt], Hurt]:
+    """Register what follows under a name; ``how`` are the fields of `Nemesis`."""
+
+    def register(hurt: Hurt) -> Hurt:
+        assert name not in NEMESES, name
+        NEMESES[name] = Nemesis(name, hurt, **how)
+        return hurt
+
+    return register
+
+
+async def unready(ours: Fleet, history: History) -> None:
+    """Wait until a pump says that something is wrong, or note that it did not: the probes must not be green in an outage."""
+
+    async def is_unready() -> bool:
+        return (await ours.pumps[0].ask("/readyz"))[0] == 503
+
+    green = True
+    with suppress(AssertionError):
+        green = not await eventually(is_unready, within=15, what="the pump to be unready")
+    history.probes.append(Probe(time.time(), ours.pumps[0].name, "readyz", float(green), 0.0))

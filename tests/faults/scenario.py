@@ -1,0 +1,236 @@
+"""A run: everything is started, one nemesis after the other is let loose, then it heals, drains and is written down for the checker."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import psycopg
+
+from tests.engines.deadline import eventually
+from tests.faults.fleet import fleet, metric
+from tests.faults.history import Audit, Death, Effect, Ended, Fault, History, Probe, Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from uuid import UUID
+
+    from tests.faults.fleet import Fleet
+    from tests.faults.history import Sample
+    from tests.faults.nemeses import Nemesis
+
+WARM_UP: Final = 4.0
+"""Seconds without a fault before the first: for the rate that a recovery is compared with, and for the first sample."""
+QUIET: Final = 0.25
+"""The share of a mixture in which nothing is done to anybody."""
+DRAIN: Final = 60.0
+"""Seconds that everything may take to be through when all has healed."""
+STOP: Final = 15.0
+"""Seconds that a daemon may take to stop: its drain timeout, and what a process needs to end on a busy machine."""
+_LOOK_EVERY: Final = 0.25
+_AUDIT_EVERY: Final = 3.0
+
+
+class _Count(NamedTuple):
+    at: float
+    effects: int
+
+
+class Watch:
+    """What is seen from outside while a run goes on: effects, the pumps' sessions, what the outbox still has."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.counts: list[_Count] = []
+        self.ended: list[Ended] = []
+        self.looks: list[tuple[float, frozenset[UUID]]] = []
+        self.samples: list[Sample] = []
+        self._sessions: set[str] = set()
+
+    async def run(self) -> None:
+        """Look again and again, over a new connection when Postgres was away."""
+        while True:
+            with suppress(psycopg.Error, OSError):
+                async with self._fleet.look() as connection:
+                    while True:
+                        await self._look(connection)
+                        await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_LOOK_EVERY)
+
+    async def _look(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        cursor = await connection.execute("SELECT count(*) FROM effects")
+        ((effects,),) = await cursor.fetchall()
+        self.counts.append(_Count(time.time(), effects))
+        cursor = await connection.execute("SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE application_name = 'outboxd'")
+        sessions = {session for (session,) in await cursor.fetchall()}
+        self.ended += [Ended(time.time(), session) for session in self._sessions - sessions]
+        self._sessions = sessions
+        if not self.looks or time.time() - self.looks[-1][0] > _AUDIT_EVERY:
+            self.samples += await self._fleet.samples(connection)
+            at = time.time()  # before the look: what leaves the outbox after it is no matter
+            self.looks.append((at, frozenset(await _ids(connection, ("messages", "held", "deferred", "dead")))))
+
+    def rate(self, began: float, ended: float) -> float | None:
+        """Return effects a second between two times; None if nobody saw."""
+        seen = [count for count in self.counts if began <= count.at <= ended]
+        if len(seen) < 2 or seen[-1].at == seen[0].at:
+            return None
+        return (seen[-1].effects - seen[0].effects) / (seen[-1].at - seen[0].at)
+
+    def recovery(self, fault: Fault) -> float | None:
+        """Return the seconds from a fault's end to nine tenths of the rate before it; None if that never came again."""
+        former = self.rate(fault.began - WARM_UP, fault.began)
+        if former is None:
+            return None
+        for count in self.counts:
+            if count.at > fault.healed and (rate := self.rate(count.at - 1.0, count.at)) is not None and rate >= 0.9 * former:
+                return count.at - fault.healed
+        return None
+
+
+async def play(
+    sink: str,
+    folder: Path,
+    nemeses: Sequence[Nemesis],
+    *,
+    seed: int,
+    seconds: float | None = None,
+    pumps: int | None = None,
+    rate: float = 40.0,
+    calm: float = WARM_UP,
+) -> History:
+    """Run a mixture of nemeses, or each of them once, and return what there is to check.
+
+    Args:
+        sink: one of `tests.faults.fleet.SINKS`.
+        folder: for everything that the processes write.
+        nemeses: what may be done.
+        seed: of the mixture, and of the messages.
+        seconds: how long the mixture goes on; None: each nemesis once, in its order.
+        pumps: daemons with a pump; None: as many as the nemeses need.
+        rate: transactions a second.
+        calm: seconds after each nemesis, at the least.
+    """
+    chance = random.Random(seed)
+    pumps = pumps or max((nemesis.pumps for nemesis in nemeses), default=1)
+    history = History(sink, seed, consumers=("ledger",))
+    async with fleet(sink, folder, pumps=pumps, rate=rate, seed=seed, small_disks=any(each.small_disks for each in nemeses)) as ours:
+        watch = Watch(ours)
+        for daemon in ours.daemons:
+            daemon.start()
+        await ours.ready()
+        ours.writer.start()
+        watching = asyncio.create_task(watch.run())
+        try:
+            await asyncio.sleep(WARM_UP)
+            for nemesis in _mixture(nemeses, chance, seconds):
+                began = time.time()
+                async with asyncio.timeout(nemesis.longest):
+                    await nemesis.hurt(ours, chance, history)
+                history.consumer_hit |= nemesis.hits_consumer
+                history.faults.append(Fault(nemesis.name, began, time.time(), nemesis.times))
+                await _heal(ours, history)
+                # Long enough to see it recover, and a quarter of the time in any case.
+                await asyncio.sleep(max(calm, (time.time() - began) * QUIET / (1 - QUIET)))
+            await _drain(ours, history)
+            history.probes += await _probes(ours)
+        finally:
+            watching.cancel()
+        history.exits = [await daemon.stop(STOP) for daemon in ours.daemons]
+        await _collect(ours, watch, history)
+    return history
+
+
+def _mixture(nemeses: Sequence[Nemesis], chance: random.Random, seconds: float | None) -> Iterator[Nemesis]:
+    if seconds is None:
+        yield from nemeses
+        return
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield chance.choice(nemeses)
+
+
+async def _heal(ours: Fleet, history: History) -> None:
+    """Undo what a nemesis may have left, and note who ended who was not killed: a nemesis starts again whom it kills."""
+    for way in ours.ways:
+        way.heal()
+    for daemon in ours.daemons:
+        if not daemon.pid:
+            history.restarts += 1
+            daemon.start()
+    if not ours.writer.pid:
+        ours.writer.start()
+
+
+async def _drain(ours: Fleet, history: History) -> None:
+    """Stop writing, and wait until everything is through, or as long as it may take: the checker says what is not."""
+    await ours.writer.stop(STOP)
+    wanted = sum(put.outcome == "ok" for put in ours.puts())
+
+    async def is_through() -> bool:
+        return await ours.waiting() == 0 and await ours.effects() >= wanted
+
+    with suppress(AssertionError, psycopg.Error):
+        await eventually(is_through, within=DRAIN, what="the outbox to be empty")
+
+
+async def _probes(ours: Fleet) -> list[Probe]:
+    """Compare what the daemons say with what is so, now that nothing moves."""
+    async with ours.look() as connection:
+        cursor = await connection.execute("SELECT count(*) FROM outbox.dead")
+        ((dead,),) = await cursor.fetchall()
+    waiting = await ours.waiting()
+    found = []
+    for daemon in ours.daemons:
+
+        async def measured(daemon: Any = daemon) -> bool:
+            return metric((await daemon.ask("/metrics"))[1], "outbox_dead_letters") == float(dead)
+
+        if daemon in ours.pumps:
+            with suppress(AssertionError):
+                await eventually(measured, within=5, what="the next measurement")
+        status, _ = await daemon.ask("/readyz")
+        found.append(Probe(time.time(), daemon.name, "readyz", status == 200, 1.0))
+        _, text = await daemon.ask("/metrics")
+        wanted = {"outbox_backlog_messages": waiting, "outbox_dead_letters": dead} if daemon in ours.pumps else {}
+        for name, so in wanted.items():
+            said = metric(text, name)
+            found.append(Probe(time.time(), daemon.name, name, -1.0 if said is None else said, so))
+    return found
+
+
+async def _collect(ours: Fleet, watch: Watch, history: History) -> None:
+    history.puts += ours.puts()
+    history.copies = await ours.broker.copies()
+    history.ended = watch.ended
+    history.samples = watch.samples
+    history.in_flight = ours.in_flight
+    async with ours.look() as connection:
+        cursor = await connection.execute("SELECT place, id, key, number FROM effects ORDER BY place")
+        history.effects = [Effect(place, "ledger", identity, key, number) for place, identity, key, number in await cursor.fetchall()]
+        cursor = await connection.execute(
+            "SELECT id, reason FROM outbox.dead UNION ALL SELECT message_id, 'consumer' FROM dedupe.consumer_dead"
+        )
+        history.deaths = [Death(identity, reason) for identity, reason in await cursor.fetchall()]
+        history.left = await _ids(connection, ("messages", "held", "deferred"))
+        cursor = await connection.execute("SELECT at, session, ids FROM settled")
+        history.settled = [Settled(at, session, frozenset(ids)) for at, session, ids in await cursor.fetchall()]
+    copies = sorted(history.copies, key=lambda copy: copy.at)
+    for at, left in watch.looks:
+        stored = frozenset(copy.id for copy in copies if copy.at <= at)
+        history.audits.append(Audit(at, left, stored))
+    found = {fault.nemesis: watch.recovery(fault) for fault in history.faults}
+    history.recovery = {name: seconds for name, seconds in found.items() if seconds is not None}
+    history.logs = {member.name: member.log.read_text(errors="replace") for member in (ours.writer, *ours.daemons) if member.log.exists()}
+
+
+async def _ids(connection: psycopg.AsyncConnection[Any], tables: Sequence[str]) -> list[UUID]:
+    found: list[UUID] = []
+    query = " UNION ALL ".join(f"SELECT id FROM outbox.{table}" for table in tables)
+    cursor = await connection.execute(query.encode())  # of our own names
+    found += [identity for (identity,) in await cursor.fetchall()]
+    return found

@@ -1,0 +1,57 @@
+"""The quick selection of the fault suite: some nemeses on each sink, and every promise is kept. ``make faults`` is the whole of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridges.errors import ConfigurationError
+from tests.faults import report
+from tests.faults.catalogue import NEMESES, chosen
+from tests.faults.checker import check, told
+from tests.faults.fleet import SINKS
+from tests.faults.scenario import play
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SELECTION = {
+    "inprocess": ["kill pump", "cut after COMMIT", "Postgres stopped in immediate mode", "poison at the handler"],
+    "jetstream": ["cut after the broker has stored", "acknowledgement lost", "kill broker", "stream deleted and made again"],
+    "kafka": ["cut after the broker has stored", "kill broker", "poison at the broker", "sessions terminated"],
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("sink", SELECTION)
+async def test_every_promise_is_kept(sink: str, tmp_path: Path) -> None:
+    history = await play(sink, tmp_path, chosen(SELECTION[sink], sink, slow=True), seed=1, rate=25.0, calm=1.0)
+    assert [fault.nemesis for fault in history.faults] == SELECTION[sink]
+    assert len(history.puts) > 100
+    assert history.copies
+    assert history.audits
+    assert history.samples
+    assert not [told(history, violation) for violation in check(history)]
+    assert {line.verdict for line in report.lines([(history, [])])} == {"kept"}
+
+
+def test_all_of_a_sinks_nemeses_are_chosen_by_default() -> None:
+    for sink in SINKS:
+        everything = {name for name, nemesis in NEMESES.items() if sink in nemesis.sinks}
+        assert {nemesis.name for nemesis in chosen([], sink, slow=True)} == everything
+        assert {nemesis.name for nemesis in chosen([], sink, slow=False)} == {name for name in everything if not NEMESES[name].slow}
+
+
+@pytest.mark.parametrize(
+    ("names", "sink", "why"),
+    [
+        (["kill everything"], "kafka", "nemesis: 'kill everything' is not one of those for kafka: 50 ms more on the way to Postgres, "),
+        (["NATS's disk full"], "kafka", 'nemesis: "NATS\'s disk full" is not one of those for kafka: '),
+        ([], "rabbit", "sink: 'rabbit' is not one of inprocess, jetstream, kafka"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(names: list[str], sink: str, why: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        chosen(names, sink, slow=True)
+    assert str(refused.value).startswith(why)
