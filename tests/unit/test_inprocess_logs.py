@@ -292,3 +292,20 @@ async def test_a_source_reads_a_log_by_a_durable_name() -> None:
 def test_an_entry_says_where_and_when_it_is() -> None:
     message = made()
     assert Entry(3, 1.5, message) == (3, 1.5, message)
+
+
+async def test_what_was_taken_before_an_eviction_is_met_is_returned() -> None:
+    """The eviction is told by the next call: what was taken must not be out with nobody."""
+    broker = await logged(4, MemoryLog(max_messages=4))
+    source = InProcessSource(broker, "orders.*", start="beginning", buffer=2)
+    async with source.claim(1) as batch:
+        await batch.settle([PUBLISHED])
+    for number in range(4, 20):
+        await broker.publish(made(number))
+    async with source.claim(9) as batch:
+        assert [message.payload for message in batch.messages] == [b"1"]
+        await batch.settle([PUBLISHED])
+    with pytest.raises(Evicted):
+        async with source.claim(9):
+            pass
+    assert broker.figures().subscriptions["orders.*"].unacknowledged == 0
