@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from bridges.errors import Closed, ConfigurationError, Evicted
@@ -92,9 +93,8 @@ class MemoryLog:
         return found
 
     def offset_at(self, time: float) -> int:
-        """Return the first offset that was appended at ``time`` or later."""
-        place = bisect_left(self._entries, time, lo=self._head, key=_time_of)
-        return self._entries[place].offset if place < len(self._entries) else self._next
+        """Return the first offset that was appended at ``time`` or later. It goes over them all: clocks go back."""
+        return next((entry.offset for entry in islice(self._entries, self._head, None) if entry.time >= time), self._next)
 
     async def close(self) -> None:
         """Take in nothing more."""
@@ -144,7 +144,3 @@ class MemoryLog:
 
 def _offset_of(entry: Entry) -> int:
     return entry.offset
-
-
-def _time_of(entry: Entry) -> float:
-    return entry.time

@@ -135,6 +135,10 @@ async def test_retention_by_time_and_by_size() -> None:
         assert await log.append([made(number)], when) == number
     assert [entry.offset for entry in log.read(log.first, 9)] == [2, 3]
     assert (log.first, log.next, log.offset_at(110.0), log.offset_at(117.0)) == (2, 4, 3, 4)
+    back = MemoryLog()
+    for when in (100.0, 200.0, 50.0, 60.0, 300.0):  # as in a log on disk: the first at that time or later, though clocks go back
+        await back.append([made()], when)
+    assert [back.offset_at(when) for when in (40.0, 55.0, 150.0, 201.0, 301.0)] == [0, 0, 1, 4, 5]
     small = MemoryLog(max_bytes=10)
     for number in range(5):
         await small.append([made(b"1234")], float(number))
