@@ -54,6 +54,10 @@ class _Table:
         await self._log.append([Message(_NOBODY, "table", value, key)], 0.0)
         self._note(key, value)  # appends are answered in the order of their calls: of two under way, the later one wins
 
+    async def sync(self) -> None:
+        """Return when all values would survive a loss of power. Raises as `DurableLog.sync`."""
+        await self._log.sync()
+
     async def close(self) -> None:
         """Store what is to be stored and let go of everything. Any number of times."""
         await self._log.close()
@@ -87,7 +91,7 @@ class DurableCursors:
     ) -> Self:
         """Open the store in a folder of its own. The arguments are those of `LogSettings`; raises as `DurableLog.open`.
 
-        A cursor that is lost with a window that was not synced yet costs duplicates, no message.
+        A cursor that is lost with a window that was not synced yet costs duplicates, no message: a new name is synced at once.
         """
         settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes, compact=True)
         return cls(_Table(await DurableLog.open(folder, settings, skip_corrupt=skip_corrupt)))
@@ -103,7 +107,10 @@ class DurableCursors:
                 runs[-1] += 1
             else:
                 runs += offset, offset + 1
+        new = not self._table.get(name)
         await self._table.put(name, pack(f">{len(runs) + 1}Q", acked_below, *runs))
+        if new:  # one that has never been saved begins where the log ends: to lose it would lose what came since
+            await self._table.sync()
 
     def load(self, name: str) -> tuple[int, set[int]] | None:
         """Return what was saved last for the name; None if nothing was."""

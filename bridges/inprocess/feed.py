@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.settings import Drop
-from bridges.inprocess.stamps import unstamped
 from bridges.ports import PUBLISHED
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from bridges.ports import Outcome
 
 _STRIDE: Final = 256
+"""Entries read at a time."""
 _FAR: Final = 4096
 """Entries of no interest that are passed over before the event loop gets its turn."""
 
@@ -56,7 +56,7 @@ class Feed:
         self._wants = wants
         self._counts = counts
         self._next = start
-        self._done = frozenset(done)
+        self._done = set(done)
         self._on_done = on_done
         self._open: dict[int, Timer | None] = {}
         self._awaited: dict[int, list[asyncio.Future[Outcome]]] = {}
@@ -76,7 +76,8 @@ class Feed:
     def position(self) -> tuple[int, list[int]]:
         """The offset below which everything is over, and what else is over."""
         below = min(self._open, default=self._next)
-        return below, [offset for offset in range(below, self._next) if offset not in self._open]
+        over = [offset for offset in range(below, self._next) if offset not in self._open]
+        return below, over + sorted(offset for offset in self._done if offset >= self._next)
 
     def refill(self) -> bool:
         """Read on while there is room; say whether the mailbox has got anything. Raises `bridges.errors.Evicted`."""
@@ -124,25 +125,27 @@ class Feed:
         self._awaited.setdefault(offset, []).append(awaited)
         return await awaited
 
-    def poke(self) -> None:
-        """The log has something new."""
-        self._mailbox.waiting.wake()
-
     def _take(self, entry: Entry) -> None:
-        if entry.offset in self._done or not self._wants(entry.message.topic):
+        if entry.offset in self._done:
+            self._done.discard(entry.offset)
             return
-        its = unstamped(entry.message)[1]
-        now = time.time()
-        if its.expires is not None and its.expires <= now:
+        if not self._wants(entry.message.topic):
             return
-        if its.due is not None and its.due > now:
-            self._open[entry.offset] = self._mailbox.house.timers.at(monotonic() + its.due - now, partial(self._put, entry))
+        due = entry.stamps.due
+        if due is not None and due > (now := time.time()):
+            self._open[entry.offset] = self._mailbox.house.timers.at(monotonic() + due - now, partial(self._put, entry))
         else:
             self._put(entry)
 
     def _put(self, entry: Entry) -> None:
-        message, its = unstamped(entry.message)
-        delivery = self._mailbox.put_by(its, message, self._counts.of(message.topic))
+        message, expires = entry.message, entry.stamps.expires
+        topic = self._counts.of(message.topic)
+        if expires is not None and expires <= time.time():
+            if self._mailbox.wants(message, topic):
+                self._mailbox.drops.never_came(message, topic, Drop.EXPIRED)
+            self.done(entry.offset, OUTCOMES[Drop.EXPIRED])
+            return
+        delivery = self._mailbox.put_by(entry.stamps, message, topic)
         if delivery is None:
             self.done(entry.offset, PUBLISHED)
         else:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from bridges.inprocess.stamps import PLAIN, Stamps
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bridges.message import Message
 
@@ -22,12 +24,14 @@ class Entry(NamedTuple):
     Attributes:
         offset: its place, counted from 0; never used again.
         time: Unix seconds, as given when it was appended.
-        message: what was published. Its headers may hold ``outbox-`` names that say when it is due, and until when it is good.
+        message: what was published.
+        stamps: its priority, when it is due, and until when it is good.
     """
 
     offset: int
     time: float
     message: Message
+    stamps: Stamps = PLAIN
 
 
 class Log(Protocol):
@@ -45,8 +49,17 @@ class Log(Protocol):
     def next(self) -> int:
         """The offset that the next entry will get; everything below it can be read."""
 
-    async def append(self, messages: Sequence[Message], time: float) -> int:
-        """Store the messages, in order and together, and return the first offset when they are stored as durably as configured."""
+    def listen(self, told: Callable[[Sequence[Message]], None]) -> None:
+        """Have something called with the messages of each append once they can be read, though its caller may wait no longer."""
+
+    async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+        """Store the messages, in order and together, and return the first offset when they are stored as durably as configured.
+
+        ``stamps`` says of each of them how it is to be delivered.
+        """
+
+    async def sync(self) -> None:
+        """Return when all that can be read would survive a loss of power, as far as anything here does."""
 
     def read(self, offset: int, limit: int) -> list[Entry]:
         """Return up to ``limit`` entries from ``offset`` on; fewer, or none, only at the end. Offsets may have gaps (compaction).

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridges.errors import Closed, LogInUse
+from bridges.inprocess import disk
 from bridges.inprocess.cursors import DurableCursors
 
 if TYPE_CHECKING:
@@ -45,6 +46,18 @@ async def test_a_cursor_is_there_after_reopening(tmp_path: Path) -> None:
     await cursors.close()
     with pytest.raises(Closed):
         await cursors.save("billing", 8, [])
+
+
+async def test_a_new_name_is_synced_at_once_whatever_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To lose where it began would lose what came since; to lose any later place of it only brings duplicates."""
+    cursors = await DurableCursors.open(tmp_path, fsync="never")
+    syncs: list[int] = []
+    monkeypatch.setattr(disk, "sync", syncs.append)
+    await cursors.save("billing", 7, [])
+    assert len(syncs) == 1
+    await cursors.save("billing", 8, [])
+    assert len(syncs) == 1
+    await cursors.close()
 
 
 async def test_of_saves_under_way_the_later_call_wins_and_the_store_does_not_grow(tmp_path: Path) -> None:
