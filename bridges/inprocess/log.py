@@ -74,13 +74,27 @@ class Log(Protocol):
         """Store what is to be stored and let go of everything. Any number of times."""
 
 
+class Place(NamedTuple):
+    """How far a subscription has come in a log.
+
+    Attributes:
+        below: every offset below it is over.
+        done: those from there on that are over.
+        dead: those of them all that are dead letters: over for now, and to be delivered again when the letters are gone with the process.
+    """
+
+    below: int
+    done: frozenset[int] = frozenset()
+    dead: frozenset[int] = frozenset()
+
+
 class CursorStore(Protocol):
     """How far each durable subscription has come; kept beside a durable log."""
 
-    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
-        """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored."""
+    async def save(self, name: str, place: Place) -> None:
+        """Remember the place by the name. Returns when it is stored."""
 
-    def load(self, name: str) -> tuple[int, set[int]] | None:
+    def load(self, name: str) -> Place | None:
         """Return what was saved last for the name; None if nothing was."""
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bridges.errors import Closed, ConfigurationError
 from bridges.inprocess.feed import Feed
+from bridges.inprocess.log import Place
 from bridges.inprocess.mailbox import Mailbox
 from bridges.inprocess.settings import Policy
 from bridges.inprocess.spill import Spill
@@ -132,16 +133,17 @@ class Members:
             kept = self._logs.covering(terms.patterns, setting)
             cursor = kept.cursor(terms.durable) if terms.durable is not None else None
             saved = cursor.load() if cursor is not None else None
-            start, done = saved or (kept.offset("live" if terms.start is None else terms.start), set[int]())
+            place = saved or Place(kept.offset("live" if terms.start is None else terms.start))
             patterns = terms.patterns
             feed = Feed(
                 kept.log,
                 box,
                 lambda topic: any(pattern.matches(topic) for pattern in patterns),
                 self._routes.counts,
-                start=start,
-                done=done,
-                on_done=cursor.changed if cursor is not None else None,
+                start=place.below,
+                done=place.done,
+                again=place.dead,
+                on_done=cursor.over if cursor is not None else None,
             )
             if cursor is not None:
                 cursor.follow(feed)

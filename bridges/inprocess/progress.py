@@ -13,10 +13,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from bridges.errors import LogFailed, told
+from bridges.inprocess.log import Place
+from bridges.ports import Rejected
 
 if TYPE_CHECKING:
     from bridges.inprocess.feed import Feed
     from bridges.inprocess.log import CursorStore, Log
+    from bridges.ports import Outcome
 
 log = logging.getLogger("outboxd.inprocess")
 
@@ -47,23 +50,23 @@ class Progress:
             self._cursors[name] = Cursor(name, self)
         return self._cursors[name]
 
-    def load(self, name: str) -> tuple[int, set[int], bool] | None:
+    def load(self, name: str) -> tuple[Place, bool] | None:
         """Return what was saved before the log was opened, as far as it is in it, and whether it was; None for a name that is new."""
         saved = self.store.load(name)
         if saved is None:
             return None
-        below, done = saved
-        if max(below - 1, *done, -1) < self._end:
-            return below, done, True
+        if max(saved.below - 1, *saved.done, *saved.dead, -1) < self._end:
+            return saved, True
         log.warning("%s: its place is behind the end of the log, %d, which has lost something; it goes on from there", name, self._end)
-        return min(below, self._end), {offset for offset in done if offset < self._end}, False
+        done, dead = (frozenset(offset for offset in offsets if offset < self._end) for offsets in saved[1:])
+        return Place(min(saved.below, self._end), done, dead), False
 
-    async def save(self, cursor: Cursor, below: int, done: list[int]) -> float:
+    async def save(self, cursor: Cursor, place: Place) -> float:
         """Save a place, with the log synced up to it; return how many seconds that sync took."""
         began = monotonic()
         await self._log.sync()
         took = monotonic() - began
-        await self.store.save(cursor.name, below, done)
+        await self.store.save(cursor.name, place)
         self.unsaved.discard(cursor)
         return took
 
@@ -85,22 +88,25 @@ class Cursor:
         self.name = name
         self._progress = progress
         self._feed: Feed | None = None
+        self._dead: set[int] = set()
         self._saving: asyncio.Task[None] | None = None
         self._saved: asyncio.Future[None] | None = None
         self._changed = self._new = False
         self._hurry = asyncio.Event()
 
-    def load(self) -> tuple[int, set[int]] | None:
-        """Return the offset below which everything is over, and what else is; None for a name that is new.
+    def load(self) -> Place | None:
+        """Return how far it has come; None for a name that is new.
 
-        Its place in this process counts, if it has one: what is saved may be a moment older.
+        Its place in this process counts, if it has one: what is saved may be a moment older. Its letters are here then, too.
         """
         if self._feed is not None:
-            below, over = self._feed.position
-            return below, set(over)
+            return self._feed.position
         saved = self._progress.load(self.name)
-        self._new = saved is None or not saved[2]
-        return None if saved is None else saved[:2]
+        self._new = saved is None or not saved[1]
+        if saved is None:
+            return None
+        self._dead = set(saved[0].dead)
+        return saved[0]
 
     def follow(self, feed: Feed) -> None:
         """Save where this feed is from now on: at once, if where it begins is not saved."""
@@ -109,6 +115,14 @@ class Cursor:
             self._new = False
             self._progress.unsaved.add(self)
             self.changed()
+
+    def over(self, offset: int, outcome: Outcome) -> None:
+        """An offset is over. One that became a dead letter is over again when its letter is gone."""
+        if isinstance(outcome, Rejected):
+            self._dead.add(offset)
+        else:
+            self._dead.discard(offset)
+        self.changed()
 
     def changed(self) -> None:
         """Something is over."""
@@ -138,10 +152,10 @@ class Cursor:
             while self._changed and self._feed is not None:
                 self._changed = False
                 began = monotonic()
-                below, done = self._feed.position
-                spent = await self._progress.save(self, below, done)
+                place = self._feed.position._replace(dead=frozenset(self._dead))
+                spent = await self._progress.save(self, place)
                 self._tell(None)
-                if len(done) > _MANY:  # one that waits long leaves much behind it to tell of
+                if len(place.done) > _MANY:  # one that waits long leaves much behind it to tell of
                     spent = monotonic() - began
                 if spent > _SHORT:  # a tenth of the time is enough for telling, and for syncs that nobody else asks for
                     with suppress(TimeoutError):

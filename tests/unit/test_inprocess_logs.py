@@ -11,6 +11,7 @@ import pytest
 
 from bridges.errors import ConfigurationError, Evicted, LogFailed
 from bridges.inprocess import Broker, Drop, Entry, InProcessSink, InProcessSource, MemoryLog
+from bridges.inprocess.log import Place
 from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason, Released
@@ -42,13 +43,13 @@ class Cursors:
     """A store of cursors in memory."""
 
     def __init__(self) -> None:
-        self.saved: dict[str, tuple[int, set[int]]] = {}
+        self.saved: dict[str, Place] = {}
 
-    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
+    async def save(self, name: str, place: Place) -> None:
         await asyncio.sleep(0)
-        self.saved[name] = acked_below, set(acked)
+        self.saved[name] = place
 
-    def load(self, name: str) -> tuple[int, set[int]] | None:
+    def load(self, name: str) -> Place | None:
         return self.saved.get(name)
 
     async def close(self) -> None: ...
@@ -218,7 +219,7 @@ async def test_a_durable_name_goes_on_where_it_was_and_what_was_not_acknowledged
     for place in (0, 2, 3):
         deliveries[place].ack()
     await broker.aclose()
-    assert cursors.saved == {"billing": (1, {2, 3})}
+    assert cursors.saved == {"billing": Place(1, frozenset({2, 3}))}
 
     log._closed = False
     broker = await opened()
@@ -239,7 +240,7 @@ async def test_what_a_durable_subscription_has_done_is_saved_soon() -> None:
         await taken(subscription, 50)
 
         async def saved() -> bool:
-            return cursors.saved.get("d") == (50, set())
+            return cursors.saved.get("d") == Place(50)
 
         await eventually(saved)
 
@@ -291,7 +292,7 @@ async def test_a_source_reads_a_log_by_a_durable_name() -> None:
     assert got == list(range(8))
     source.close()
     await broker.aclose()
-    assert cursors.saved == {"source": (8, set())}
+    assert cursors.saved == {"source": Place(8)}
 
 
 def test_an_entry_says_where_and_when_it_is() -> None:
@@ -355,11 +356,11 @@ class GatedCursors(Cursors):
         self.going = asyncio.Event()
         self.failing = False
 
-    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
+    async def save(self, name: str, place: Place) -> None:
         await self.going.wait()
         if self.failing:
             raise OSError(5, "the disk is away")
-        await super().save(name, acked_below, acked)
+        await super().save(name, place)
 
 
 async def test_nothing_is_answered_for_behind_a_durable_name_whose_beginning_is_not_saved() -> None:
@@ -374,7 +375,7 @@ async def test_nothing_is_answered_for_behind_a_durable_name_whose_beginning_is_
     assert (log.next, cursors.saved) == (0, {})
     cursors.going.set()
     assert (await asyncio.wait_for(asyncio.gather(*publishing), 10))[0] == [PUBLISHED]
-    assert cursors.saved == {"billing": (0, set())}
+    assert cursors.saved == {"billing": Place(0)}
     assert sorted(await taken(subscription, 2)) == [0, 1]
 
     cursors.failing = True
@@ -386,7 +387,7 @@ async def test_nothing_is_answered_for_behind_a_durable_name_whose_beginning_is_
     await broker.publish(made(3))
     assert await taken(other, 1) == [3]
     await broker.aclose()
-    assert cursors.saved == {"billing": (2, set()), "mail": (3, set())}
+    assert cursors.saved == {"billing": Place(2), "mail": Place(3)}
 
 
 async def test_a_durable_name_that_leaves_and_joins_again_goes_on_where_it_was() -> None:
@@ -406,7 +407,7 @@ async def test_a_durable_name_that_leaves_and_joins_again_goes_on_where_it_was()
 async def test_a_place_behind_the_end_of_its_log_is_set_back_and_said(caplog: pytest.LogCaptureFixture) -> None:
     """A log that has lost its end gives those offsets to others; what is in them is new to the subscription, whenever it begins."""
     cursors = Cursors()
-    cursors.saved = {"billing": (10, {12}), "mail": (1, {2, 4}), "sound": (1, {2})}
+    cursors.saved = {"billing": Place(10, frozenset({12})), "mail": Place(1, frozenset({2, 4})), "sound": Place(1, frozenset({2}))}
     log = MemoryLog()
     for number in range(3):
         await log.append([made(number)], 0.0)
@@ -420,7 +421,7 @@ async def test_a_place_behind_the_end_of_its_log_is_set_back_and_said(caplog: py
         assert [int(delivery.payload) for delivery in await subscription.take(3)] == first
         assert ("behind the end of the log, 3" in caplog.text) == (name != "sound")
     await broker.aclose()
-    assert cursors.saved == {"billing": (3, set()), "mail": (1, {2}), "sound": (1, {2})}
+    assert cursors.saved == {"billing": Place(3), "mail": Place(1, frozenset({2})), "sound": Place(1, frozenset({2}))}
 
 
 async def test_a_place_is_saved_only_with_the_log_synced_up_to_it() -> None:
@@ -431,9 +432,9 @@ async def test_a_place_is_saved_only_with_the_log_synced_up_to_it() -> None:
             steps.append(f"synced {self.next}")
 
     class Saving(Cursors):
-        async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
-            steps.append(f"saved {acked_below}")
-            await super().save(name, acked_below, acked)
+        async def save(self, name: str, place: Place) -> None:
+            steps.append(f"saved {place.below}")
+            await super().save(name, place)
 
     broker = Broker()
     broker.keep("orders.>", Syncing(), Saving())
@@ -458,7 +459,7 @@ async def test_each_log_has_its_own_places_by_the_same_names() -> None:
         async with broker.subscribe(topics, durable="d", start="beginning") as subscription:
             assert await taken(subscription, 5) == [0, 1, 2, 3, 4]
     await broker.aclose()
-    assert first.saved == second.saved == {"d": (5, set())}
+    assert first.saved == second.saved == {"d": Place(5)}
 
 
 async def test_a_log_that_does_not_close_well_leaves_no_other_open() -> None:
@@ -473,3 +474,43 @@ async def test_a_log_that_does_not_close_well_leaves_no_other_open() -> None:
     with pytest.raises(LogFailed):
         await broker.aclose()
     assert log._closed
+
+
+async def test_dead_letters_of_a_durable_name_come_again_when_they_are_gone_with_their_process() -> None:
+    """Until then they are over; one that was removed, or requeued and acknowledged, is over for good, and so is an evicted one."""
+    log, cursors = MemoryLog(max_messages=7), Cursors()
+
+    def opened() -> Broker:
+        log._closed = False
+        broker = Broker()
+        broker.keep("orders.>", log, cursors)
+        return broker
+
+    broker = opened()
+    subscription = broker.subscribe("orders.*", durable="d", name="d").begin()
+    for number in range(5):
+        await broker.publish(made(number))
+    for delivery in await subscription.take(5):
+        delivery.reject(Reason.INVALID, "")
+    letters = broker.dead_letters
+    assert letters.remove(1) == 1
+    assert letters.requeue(2) == 1
+    assert await taken(subscription, 1) == [1]
+    await broker.aclose()
+    assert cursors.saved == {"d": Place(5, dead=frozenset({2, 3, 4}))}
+
+    broker = opened()
+    async with broker.subscribe("orders.*", durable="d", buffer=1) as subscription:
+        await broker.publish(made(5))
+        assert broker.figures().subscriptions["d"].lag == 4
+        assert await taken(subscription, 1) == [2]
+    for number in range(6, 11):
+        await broker.publish(made(number))
+    async with broker.subscribe("orders.*", durable="d") as subscription:
+        again = await subscription.take(9)
+        assert [int(delivery.payload) for delivery in again] == [4, 5, 6, 7, 8, 9, 10], "the log has evicted what was dead at 3"
+        again[0].reject(Reason.INVALID, "")
+        for delivery in again[2:]:
+            delivery.ack()
+        await broker.aclose()
+    assert cursors.saved == {"d": Place(5, frozenset({6, 7, 8, 9, 10}), frozenset({4}))}
