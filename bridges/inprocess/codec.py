@@ -38,9 +38,8 @@ def encode(message: Message, its: Stamps = PLAIN) -> bytes:
     created_at = b"" if message.created_at is None else _moment(message.created_at)
     headers = _text("headers", json.dumps(dict(message.headers), ensure_ascii=False), 0xFFFFFFFF) if message.headers else b""
     key_size = _NO_KEY if message.key is None else len(key)
-    stamps = b"" if its == PLAIN else _stamps(its)
-    sizes = len(topic), key_size, len(content_type), len(created_at), len(headers), len(stamps)
-    head = _HEAD.pack(_VERSION, message.id.bytes, *sizes)
+    stamps = b"" if its is PLAIN or its == PLAIN else _stamps(its)
+    head = _HEAD.pack(_VERSION, message.id.bytes, len(topic), key_size, len(content_type), len(created_at), len(headers), len(stamps))
     return b"".join((head, topic, key, content_type, created_at, headers, stamps, message.payload))
 
 
