@@ -10,7 +10,7 @@ OutboxError
 ├── Stalled(TimeoutError)            subscriptions did not take a message in time; it names them
 ├── NoReply(TimeoutError)            a request that nobody took, or answered in time
 ├── LogInUse                         a durable log's folder is open already
-├── LogFailed                        an append could not be stored: the log refuses more until it is opened again
+├── LogFailed                        an append could not be stored; the log takes more as soon as its disk does
 ├── CorruptLog                       what a durable log holds is not what was written: opening refuses to guess
 └── Closed                           used after it was closed
 """
@@ -80,7 +80,7 @@ class LogInUse(OutboxError):
 
 
 class LogFailed(OutboxError):
-    """An append could not be stored as durably as configured. The log refuses more until it is opened again.
+    """An append could not be stored as durably as configured. The log takes more as soon as its disk does.
 
     What the append wrote may be found then, or not: as after a connection that was lost during COMMIT.
     """

@@ -23,7 +23,7 @@ class Backlog(Protocol):
         """Put what there is room for into the mailbox; say whether that was anything. Raises `bridges.errors.Evicted`."""
 
     def done(self, offset: int, outcome: Outcome) -> None:
-        """A delivery from the log is over."""
+        """A delivery from the log is over; or the dead letter that it became is gone."""
 
     def close(self) -> None:
         """The mailbox is closed."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from bridges.errors import LogFailed, told
 
@@ -16,27 +18,37 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from bridges.inprocess.store import Store
+    from bridges.message import Message
 
 T = TypeVar("T")
 
-Records = list[tuple[int, float, bytes]]
-"""Offset, time and body of each."""
+_AGAIN: Final = 1.0
+"""Seconds after a failure before it is tried again."""
 
 
 class _Append(NamedTuple):
-    records: Records
-    stored: asyncio.Future[None]
+    messages: Sequence[Message]
+    bodies: list[bytes]
+    time: float
+    stored: asyncio.Future[int]
 
 
 class _Written(NamedTuple):
-    """What became of a batch: all below the offset ``next`` is stored as durably as configured; ``problem`` is why no more is."""
+    """What became of a batch that begins at the offset ``first``.
 
+    All below ``next`` is stored as durably as configured; ``problem`` is why no more is.
+    """
+
+    first: int
     next: int
     problem: Exception | None
 
 
 class GroupCommit:
-    """The way of appends into a store.
+    """The way of appends into a store. Offsets are given where records are written, so that what is refused uses none.
+
+    After a failure everything that waits is refused, and what comes within a second. What comes then is the next attempt: the store is
+    made ready again (`Store.resume`), so that a log on a disk that has room again goes on by itself.
 
     Args:
         store: where. Its methods run in the writer's thread from now on.
@@ -44,12 +56,14 @@ class GroupCommit:
 
     Attributes:
         next: the offset behind the last record that is stored as durably as configured.
-        failure: why the log takes no more; None as long as it does.
+        failure: why the last batch could not be stored; None if it could.
+        listeners: what is called with the messages of each append that can be read.
     """
 
     def __init__(self, store: Store, writer: ThreadPoolExecutor) -> None:
         self.next = store.next
         self.failure: Exception | None = None
+        self.listeners: list[Callable[[Sequence[Message]], None]] = []
         self._store = store
         self._writer = writer
         fsync = store.settings.fsync
@@ -60,18 +74,33 @@ class GroupCommit:
         self._timer: asyncio.TimerHandle | None = None
         self._sync_due = False
         self._unsynced_since: float | None = None
+        self._again_at = 0.0
 
     def check(self) -> None:
-        """Raise `LogFailed` if the log takes no more."""
+        """Raise `LogFailed` if the last batch could not be stored."""
         if self.failure:
             raise _failed(self.failure)
 
-    async def store(self, records: Records) -> None:
-        """Return when the records are stored as durably as configured. Raises `LogFailed`. Calls are stored in their order."""
-        append = _Append(records, asyncio.get_running_loop().create_future())
+    async def store(self, messages: Sequence[Message], bodies: list[bytes], at: float) -> int:
+        """Return the first one's offset when the bodies are stored as durably as configured. Calls are stored in their order.
+
+        Raises `LogFailed`.
+        """
+        if time.monotonic() < self._again_at:
+            self.check()
+        append = _Append(messages, bodies, at, asyncio.get_running_loop().create_future())
         self._waiting.append(append)
         self._commit_soon()
-        await append.stored
+        return await append.stored
+
+    async def sync(self) -> None:
+        """Return when all below `next` would survive a loss of power. Raises `LogFailed`."""
+        if self._unsynced_since is None:
+            return
+        try:
+            await self.in_writer(self._sync)
+        except OSError as problem:
+            raise _failed(problem) from problem
 
     async def in_writer(self, change: Callable[..., T], *arguments: object) -> T:
         """Run a method of the store in the writer's thread."""
@@ -96,33 +125,45 @@ class GroupCommit:
         while self._waiting or self._sync_due:
             batch, self._waiting = self._waiting, []
             try:
-                written = await self.in_writer(self._write, [append.records for append in batch])
+                due, self._sync_due = self._sync_due, False
+                written = await self.in_writer(self._write, batch, due)
             except BaseException as problem:
                 # Cancelled, or an error of ours, and raised again as such: but those who wait for this task must not wait for ever.
                 self._fail(RuntimeError(f"the writer was given up: {told(problem)}"), batch)
+                self._again_at = inf
                 raise
-            self._sync_due = False
-            whole = [append for append in batch if append.records[-1][0] < written.next]
-            if whole:
-                self.next = whole[-1].records[-1][0] + 1
-            for append in whole:
-                if not append.stored.done():  # whoever waited may have been cancelled
-                    append.stored.set_result(None)
+            refused = self._answer(batch, written)
             if written.problem:
-                self._fail(written.problem, batch[len(whole) :])
-            elif self._window is not None and self._unsynced_since is not None and self._timer is None:
-                wait = self._unsynced_since + self._window - time.monotonic()
-                self._timer = asyncio.get_running_loop().call_later(max(wait, 0), self._sync_soon)
+                self._fail(written.problem, refused)
+            else:
+                self.failure = None
+            if self._window is not None and self._unsynced_since is not None and self._timer is None and self._store.trusted:
+                at = max(self._unsynced_since + self._window, self._again_at)
+                self._timer = asyncio.get_running_loop().call_later(max(at - time.monotonic(), 0), self._sync_soon)
+
+    def _answer(self, batch: Sequence[_Append], written: _Written) -> Sequence[_Append]:
+        """Answer those that are stored, tell who listens, and return the rest."""
+        behind = written.first
+        for place, append in enumerate(batch):
+            first, behind = behind, behind + len(append.bodies)
+            if behind > written.next:
+                return batch[place:]
+            self.next = behind
+            if not append.stored.done():  # whoever waited may have been cancelled
+                append.stored.set_result(first)
+            for listener in self.listeners:
+                asyncio.get_running_loop().call_soon(listener, append.messages)
+        return ()
 
     def _sync_soon(self) -> None:
         self._timer = None
-        if self.failure is None:
-            self._sync_due = True
-            self._commit_soon()
+        self._sync_due = True
+        self._commit_soon()
 
     def _fail(self, problem: Exception, batch: Sequence[_Append]) -> None:
         """Refuse these and all that wait: a record behind one that is not there must not be answered for."""
         self.failure = problem
+        self._again_at = time.monotonic() + _AGAIN
         refused, self._waiting = [*batch, *self._waiting], []
         self._sync_due = False
         for append in refused:
@@ -131,36 +172,47 @@ class GroupCommit:
                 error.__cause__ = problem
                 append.stored.set_exception(error)
 
-    def _write(self, batch: Sequence[Records]) -> _Written:
+    def _write(self, batch: Sequence[_Append], due: bool) -> _Written:
         """In the writer's thread: write a batch, sync if it is time, evict if there is something to."""
         sound, problem = self.next, None
         began = time.monotonic()
+        if self.failure or not self._store.trusted:
+            try:
+                self._store.resume(sound)
+            except OSError as trouble:
+                return _Written(sound, sound, trouble)
         if self._unsynced_since is None and batch:
             self._unsynced_since = began
+        first = self._store.next
         try:
-            self._store.append([record for records in batch for record in records])
+            self._store.append(_numbered(batch, first))
         except OSError as trouble:
             problem = trouble  # what is whole in front of it can still be synced and answered
         try:
-            if self._unsynced_since is not None and (self._always or self._is_over(began)):
-                self._store.sync()
-                self._unsynced_since = None
+            if self._unsynced_since is not None and (self._always or due or self._is_over(began)):
+                self._sync()
             sound = self._store.next
             if self._store.evictable:
                 self._store.evict()
         except OSError as trouble:
             problem = trouble
-        return _Written(sound, problem)
+        return _Written(first, sound, problem)
+
+    def _sync(self) -> None:
+        """In the writer's thread: sync, if there is anything to."""
+        if self._unsynced_since is not None:
+            self._store.sync()
+            self._unsynced_since = None
 
     def _is_over(self, now: float) -> bool:
         if self._window is None or self._unsynced_since is None:
             return False
-        return self._sync_due or now - self._unsynced_since >= self._window
+        return now - self._unsynced_since >= self._window
 
     def _finish(self) -> OSError | None:
         try:
-            if self._unsynced_since is not None and self.failure is None:
-                self._store.sync()
+            if self.failure is None or self._store.trusted:
+                self._sync()
         except OSError as problem:
             return problem
         finally:
@@ -169,4 +221,9 @@ class GroupCommit:
 
 
 def _failed(problem: Exception) -> LogFailed:
-    return LogFailed(f"the log takes no more until it is opened again: {told(problem)}")
+    return LogFailed(f"the log could not store it, and takes nothing for a moment: {told(problem)}")
+
+
+def _numbered(batch: Sequence[_Append], first: int) -> list[tuple[int, float, bytes]]:
+    numbers = count(first)
+    return [(next(numbers), append.time, body) for append in batch for body in append.bodies]

@@ -12,11 +12,12 @@ from uuid import UUID
 
 from bridges.inprocess.durable import DurableLog
 from bridges.inprocess.keeping import LogSettings
+from bridges.inprocess.log import Place
 from bridges.message import Message
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from bridges.inprocess.recovery import RecoveryReport
 
@@ -54,6 +55,10 @@ class _Table:
         await self._log.append([Message(_NOBODY, "table", value, key)], 0.0)
         self._note(key, value)  # appends are answered in the order of their calls: of two under way, the later one wins
 
+    async def sync(self) -> None:
+        """Return when all values would survive a loss of power. Raises as `DurableLog.sync`."""
+        await self._log.sync()
+
     async def close(self) -> None:
         """Store what is to be stored and let go of everything. Any number of times."""
         await self._log.close()
@@ -87,31 +92,37 @@ class DurableCursors:
     ) -> Self:
         """Open the store in a folder of its own. The arguments are those of `LogSettings`; raises as `DurableLog.open`.
 
-        A cursor that is lost with a window that was not synced yet costs duplicates, no message.
+        A cursor that is lost with a window that was not synced yet costs duplicates, no message: a new name is synced at once.
         """
         settings = LogSettings(fsync=fsync, segment_bytes=segment_bytes, compact=True)
         return cls(_Table(await DurableLog.open(folder, settings, skip_corrupt=skip_corrupt)))
 
-    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
-        """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored.
+    async def save(self, name: str, place: Place) -> None:
+        """Remember the place by the name. Returns when it is stored.
 
-        What it takes up grows with the gaps between those in ``acked``, not with their number.
+        What it takes up grows with the gaps between those that are done, not with their number, and with the number of the dead.
         """
         runs: list[int] = []
-        for offset in sorted(acked):
+        for offset in sorted(place.done):
             if runs and runs[-1] == offset:
                 runs[-1] += 1
             else:
                 runs += offset, offset + 1
-        await self._table.put(name, pack(f">{len(runs) + 1}Q", acked_below, *runs))
+        new = not self._table.get(name)
+        numbers = [place.below, len(runs), *runs, *sorted(place.dead)]
+        await self._table.put(name, pack(f">{len(numbers)}Q", *numbers))
+        if new:  # one that has never been saved begins where the log ends: to lose it would lose what came since
+            await self._table.sync()
 
-    def load(self, name: str) -> tuple[int, set[int]] | None:
+    def load(self, name: str) -> Place | None:
         """Return what was saved last for the name; None if nothing was."""
         value = self._table.get(name)
         if not value:
             return None
-        acked_below, *runs = unpack(f">{len(value) // 8}Q", value)
-        return acked_below, {offset for begin, end in zip(runs[::2], runs[1::2], strict=True) for offset in range(begin, end)}
+        below, size, *numbers = unpack(f">{len(value) // 8}Q", value)
+        runs, dead = numbers[:size], numbers[size:]
+        done = {offset for begin, end in zip(runs[::2], runs[1::2], strict=True) for offset in range(begin, end)}
+        return Place(below, frozenset(done), frozenset(dead))
 
     async def forget(self, name: str) -> None:
         """Remove what was saved for the name: the subscription is gone for good."""

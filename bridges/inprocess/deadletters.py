@@ -8,11 +8,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from bridges.inprocess.stamps import PLAIN
+from bridges.ports import PUBLISHED
 
 if TYPE_CHECKING:
     from bridges.inprocess.delivery import Delivery
-    from bridges.inprocess.mailbox import Mailbox
-    from bridges.inprocess.stats import Counts
     from bridges.message import Message
     from bridges.ports import Reason, Rejected
 
@@ -52,7 +51,7 @@ class DeadLetters:
 
     def __init__(self, limit: int = MAX_LETTERS) -> None:
         self._limit = limit
-        self._letters: dict[int, tuple[DeadLetter, Mailbox, Counts]] = {}
+        self._letters: dict[int, tuple[DeadLetter, Delivery]] = {}
         self._numbers = count(1)
         self.overflowed = 0
 
@@ -70,16 +69,16 @@ class DeadLetters:
             attempts=delivery.attempts,
             died_at=datetime.now(UTC),
         )
-        self._letters[letter.number] = letter, delivery.mailbox, delivery.topic_counts
+        self._letters[letter.number] = letter, delivery
         if len(self._letters) > self._limit:
-            del self._letters[next(iter(self._letters))]
+            self._let_go(next(iter(self._letters)))
             self.overflowed += 1
 
     def list(self, *, subscription: str | None = None, topic: str | None = None) -> list[DeadLetter]:
         """Return copies of all dead letters, or of those of one subscription or topic, the oldest first."""
         return [
             letter
-            for letter, _, _ in self._letters.values()
+            for letter, _ in self._letters.values()
             if subscription in {None, letter.subscription} and topic in {None, letter.message.topic}
         ]
 
@@ -92,21 +91,29 @@ class DeadLetters:
         for number in numbers or list(self._letters):
             if number not in self._letters:
                 continue
-            letter, mailbox, counts = self._letters[number]
+            letter, dead = self._letters[number]
+            mailbox, counts = dead.mailbox, dead.topic_counts
             if not mailbox.closed:
                 del self._letters[number]
                 # It is due to this subscription, whether there is room or not; counted like a message that was published to it.
                 counts.published += 1
-                mailbox.line_up(PLAIN, letter.message, counts)
+                again = mailbox.line_up(PLAIN, letter.message, counts)
+                if dead.offset is not None:
+                    again.own.offset = dead.offset
                 gone += 1
         return gone
 
     def remove(self, *numbers: int) -> int:
         """Let go of the letters of these numbers; return how many there were."""
-        return sum(self._letters.pop(number, None) is not None for number in numbers)
+        return sum(self._let_go(number) for number in numbers)
 
     def clear(self) -> int:
         """Let go of all; return how many there were."""
-        gone = len(self._letters)
-        self._letters.clear()
-        return gone
+        return self.remove(*self._letters)
+
+    def _let_go(self, number: int) -> bool:
+        """Forget a letter, and let what it was read from forget it too; say whether there was one."""
+        letter, dead = self._letters.pop(number, (None, None))
+        if dead is not None and dead.offset is not None and dead.mailbox.backlog is not None:
+            dead.mailbox.backlog.done(dead.offset, PUBLISHED)
+        return letter is not None

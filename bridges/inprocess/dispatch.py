@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from bridges.inprocess.feed import Feed
 from bridges.inprocess.settings import Drop, Policy
 from bridges.inprocess.spill import Spill
-from bridges.inprocess.stamps import PLAIN, Stamps, stamped
+from bridges.inprocess.stamps import PLAIN, Stamps
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -76,10 +76,8 @@ class Dispatch:
         kept = routes[0].kept if len(logs) == 1 else None
         if kept is None or not kept.log.durable:
             return False
-        await kept.log.append(messages, time.time())
+        await kept.append(messages)
         for message, route in zip(messages, routes, strict=True):
-            for box in route.fed:
-                box.waiting.wake()
             await self._deliver(message, route, PLAIN)
         return True
 
@@ -134,12 +132,7 @@ class Dispatch:
             await asyncio.wait(set(self._tasks))
 
     async def _store(self, message: Message, route: Route, its: Stamps) -> int:
-        if route.kept is None:
-            return 0
-        offset = await route.kept.log.append([stamped(message, its)], time.time())
-        for box in route.fed:
-            box.waiting.wake()
-        return offset
+        return 0 if route.kept is None else await route.kept.append([message], its)
 
     async def _deliver(self, message: Message, route: Route, its: Stamps) -> list[Delivery]:
         now = time.time()

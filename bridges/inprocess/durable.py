@@ -24,11 +24,12 @@ from bridges.inprocess.commit import GroupCommit
 from bridges.inprocess.compaction import Stopped, newest_of_keys, rewrite
 from bridges.inprocess.keeping import LogSettings
 from bridges.inprocess.log import Entry
+from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.inprocess.store import Store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bridges.inprocess.recovery import RecoveryReport
     from bridges.message import Message
@@ -49,7 +50,6 @@ class DurableLog:
         self.recovery: RecoveryReport = store.recovery
         self._store = store
         self._commit = GroupCommit(store, writer)
-        self._assigned = store.next
         self._compacting: asyncio.Task[None] | None = None
         self._compacted_below = -1
         self._ending: asyncio.Task[None] | None = None
@@ -88,21 +88,28 @@ class DurableLog:
         """The offset behind the last entry that is stored as durably as configured. What is not is not read either."""
         return self._commit.next
 
-    async def append(self, messages: Sequence[Message], time: float) -> int:
+    def listen(self, told: Callable[[Sequence[Message]], None]) -> None:
+        """Have something called, by the event loop, with the messages of each append once they can be read."""
+        self._commit.listeners.append(told)
+
+    async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
         """Store the messages, in order and together, and return the first one's offset when they are stored as durably as configured.
 
         Appends get their offsets in the order of the calls. One that is cancelled may be stored all the same. Raises `InvalidMessage`
-        with nothing stored; `Closed`; `LogFailed` if it could not be stored, and for every append from then on.
+        with nothing stored; `Closed`; `LogFailed` if it could not be stored, and then for every append of about a second: after that,
+        the next one tries again. Where what was answered for is not on the disk any more, none succeeds until the log is opened again.
         """
         self._check_open()
-        self._commit.check()
-        first = self._assigned
-        records = [(offset, time, encode(message)) for offset, message in enumerate(messages, first)]
-        if records:
-            self._assigned += len(records)
-            await self._commit.store(records)
-            self._compact_if_due()
+        if not messages:
+            return self.next
+        first = await self._commit.store(messages, [encode(message, stamps) for message in messages], time)
+        self._compact_if_due()
         return first
+
+    async def sync(self) -> None:
+        """Return when all that can be read would survive a loss of power, whatever the settings say. Raises `LogFailed`, `Closed`."""
+        self._check_open()
+        await self._commit.sync()
 
     def read(self, offset: int, limit: int) -> list[Entry]:
         """Return up to ``limit`` entries from ``offset`` on; fewer only at the end. Offsets have gaps where the log was compacted.
@@ -110,7 +117,7 @@ class DurableLog:
         Raises `Evicted` if ``offset`` is below `first`; `CorruptLog` if the disk does not give back what was written; `Closed`.
         """
         self._check_open()
-        return [Entry(offset, time, decode(body)) for offset, time, body, _ in self._store.read(offset, limit, self.next)]
+        return [Entry(offset, time, *decode(body)) for offset, time, body, _ in self._store.read(offset, limit, self.next)]
 
     def offset_at(self, time: float) -> int:
         """Return the first offset whose entry was appended at ``time`` (Unix seconds) or later; `next` if there is none."""

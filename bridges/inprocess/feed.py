@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import deque
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from bridges.errors import Evicted
 from bridges.inprocess.drops import OUTCOMES
+from bridges.inprocess.log import Place
 from bridges.inprocess.settings import Drop
-from bridges.inprocess.stamps import unstamped
 from bridges.ports import PUBLISHED
 
 if TYPE_CHECKING:
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from bridges.inprocess.timers import Timer
     from bridges.ports import Outcome
 
+log = logging.getLogger("outboxd.inprocess")
+
 _STRIDE: Final = 256
+"""Entries read at a time."""
 _FAR: Final = 4096
 """Entries of no interest that are passed over before the event loop gets its turn."""
 
@@ -37,7 +43,8 @@ class Feed:
         counts: the counters of each topic.
         start: the first offset to read.
         done: offsets from ``start`` on that were acknowledged before.
-        on_done: called when an offset is over.
+        again: offsets to read before all that: dead letters of an earlier process.
+        on_done: called with each offset that is over, and its outcome.
     """
 
     def __init__(
@@ -49,14 +56,17 @@ class Feed:
         *,
         start: int,
         done: Iterable[int] = (),
-        on_done: Callable[[], None] | None = None,
+        again: Iterable[int] = (),
+        on_done: Callable[[int, Outcome], None] | None = None,
     ) -> None:
         self._log = log
         self._mailbox = mailbox
         self._wants = wants
         self._counts = counts
         self._next = start
-        self._done = frozenset(done)
+        self._again = deque(sorted(again))
+        self._revived = frozenset(self._again)
+        self._done = {*done, *self._again}
         self._on_done = on_done
         self._open: dict[int, Timer | None] = {}
         self._awaited: dict[int, list[asyncio.Future[Outcome]]] = {}
@@ -65,23 +75,29 @@ class Feed:
     @property
     def lag(self) -> int:
         """How many entries it has not read yet, whosever they are."""
-        return max(0, self._log.next - self._next)
+        return max(0, self._log.next - self._next) + len(self._again)
 
     @property
     def ready(self) -> bool:
         """Whether there is something to read, and room for it."""
-        return self._next < self._log.next and self._mailbox.queued < self._mailbox.settings.buffer and not self._resuming
+        more = self._next < self._log.next or self._again
+        return bool(more) and self._mailbox.queued < self._mailbox.settings.buffer and not self._resuming
 
     @property
-    def position(self) -> tuple[int, list[int]]:
-        """The offset below which everything is over, and what else is over."""
-        below = min(self._open, default=self._next)
-        return below, [offset for offset in range(below, self._next) if offset not in self._open]
+    def position(self) -> Place:
+        """How far it has come. As dead there is what it was to read again, and is not over either."""
+        still = self._open.keys() - self._revived
+        below = min(still, default=self._next)
+        over = [offset for offset in range(below, self._next) if offset not in still]
+        over += (offset for offset in self._done if offset >= self._next)
+        return Place(below, frozenset(over), frozenset(self._again) | (self._revived & self._open.keys()))
 
     def refill(self) -> bool:
         """Read on while there is room; say whether the mailbox has got anything. Raises `bridges.errors.Evicted`."""
         mailbox = self._mailbox
         passed = 0
+        if self._again and self._revive():
+            return True
         while (room := mailbox.settings.buffer - mailbox.queued) > 0 and self._next < self._log.next:
             before = mailbox.queued
             entries = self._log.read(self._next, min(room, _STRIDE))
@@ -104,7 +120,7 @@ class Feed:
             if not awaited.done():
                 awaited.set_result(outcome)
         if self._on_done is not None:
-            self._on_done()
+            self._on_done(offset, outcome)
 
     def close(self) -> None:
         """Nothing more is to be delivered."""
@@ -124,30 +140,51 @@ class Feed:
         self._awaited.setdefault(offset, []).append(awaited)
         return await awaited
 
-    def poke(self) -> None:
-        """The log has something new."""
-        self._mailbox.waiting.wake()
-
     def _take(self, entry: Entry) -> None:
-        if entry.offset in self._done or not self._wants(entry.message.topic):
+        if entry.offset in self._done:
+            self._done.discard(entry.offset)
             return
-        its = unstamped(entry.message)[1]
-        now = time.time()
-        if its.expires is not None and its.expires <= now:
-            return
-        if its.due is not None and its.due > now:
-            self._open[entry.offset] = self._mailbox.house.timers.at(monotonic() + its.due - now, partial(self._put, entry))
+        if self._wants(entry.message.topic):
+            self._offer(entry)
+
+    def _offer(self, entry: Entry) -> None:
+        due = entry.stamps.due
+        if due is not None and due > (now := time.time()):
+            self._open[entry.offset] = self._mailbox.house.timers.at(monotonic() + due - now, partial(self._put, entry))
         else:
             self._put(entry)
 
     def _put(self, entry: Entry) -> None:
-        message, its = unstamped(entry.message)
-        delivery = self._mailbox.put_by(its, message, self._counts.of(message.topic))
+        message, expires = entry.message, entry.stamps.expires
+        topic = self._counts.of(message.topic)
+        if expires is not None and expires <= time.time():
+            if self._mailbox.wants(message, topic):
+                self._mailbox.drops.never_came(message, topic, Drop.EXPIRED)
+            self.done(entry.offset, OUTCOMES[Drop.EXPIRED])
+            return
+        delivery = self._mailbox.put_by(entry.stamps, message, topic)
         if delivery is None:
             self.done(entry.offset, PUBLISHED)
         else:
             self._open[entry.offset] = None
             delivery.own.offset = entry.offset
+
+    def _revive(self) -> bool:
+        """Read dead letters of an earlier process while there is room; say whether the mailbox has got anything."""
+        mailbox = self._mailbox
+        before = mailbox.queued
+        while self._again and mailbox.queued < mailbox.settings.buffer:
+            offset = self._again.popleft()
+            try:
+                entries = self._log.read(offset, 1)
+            except Evicted:
+                entries = []
+            if entries and entries[0].offset == offset:
+                self._offer(entries[0])
+            else:
+                log.warning("%s: the log has no longer what was a dead letter at offset %d", mailbox.name, offset)
+                self.done(offset, OUTCOMES[Drop.EVICTED])
+        return mailbox.queued > before
 
     def _resume(self) -> None:
         self._resuming = False

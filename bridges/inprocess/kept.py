@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from datetime import datetime
-from time import monotonic
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from bridges.errors import ConfigurationError, Evicted
+from bridges.inprocess.progress import Cursor, Progress
+from bridges.inprocess.stamps import PLAIN
 from bridges.topics import Pattern, covers, overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from bridges.inprocess.feed import Feed
     from bridges.inprocess.log import CursorStore, Log
+    from bridges.inprocess.stamps import Stamps
+    from bridges.message import Message
 
 log = logging.getLogger("outboxd.inprocess")
-
-_MANY: Final = 1000
 
 Start: TypeAlias = "int | datetime | Literal['beginning', 'live']"
 """Where a subscription begins to read a log: an offset, a time, its beginning, or what is published from now on."""
@@ -28,11 +28,27 @@ Start: TypeAlias = "int | datetime | Literal['beginning', 'live']"
 
 @dataclass(frozen=True, slots=True)
 class KeptLog:
-    """A log, and the topics that it keeps."""
+    """A log, the topics that it keeps, and how far its durable subscriptions have come."""
 
     pattern: Pattern
     log: Log
-    cursors: CursorStore | None
+    progress: Progress | None
+
+    async def append(self, messages: Sequence[Message], its: Stamps = PLAIN) -> int:
+        """Store messages and return the first one's offset; before it, where each durable subscription that is new begins.
+
+        Or what was answered for would be behind nobody's beginning after a kill. Raises as the log does, and `LogFailed`.
+        """
+        if self.progress is not None and self.progress.unsaved:
+            await self.progress.begun()
+        return await self.log.append(messages, time.time(), its)
+
+    def cursor(self, name: str) -> Cursor:
+        """Return how far the durable subscription of this name has come in this log. Raises `ConfigurationError`."""
+        if self.progress is None:
+            msg = f"durable: {name!r}: the log of {self.pattern.text!r} has no cursors to remember it by"
+            raise ConfigurationError(msg)
+        return self.progress.of(name)
 
     def offset(self, start: Start) -> int:
         """Return the first offset to read. Raises `Evicted` for one that is not there any more, `ConfigurationError`."""
@@ -59,14 +75,24 @@ class KeptLogs:
 
     def __init__(self) -> None:
         self._kept: list[KeptLog] = []
+        self._listeners: list[Callable[[Sequence[Message]], None]] = []
+
+    def listen(self, told: Callable[[Sequence[Message]], None]) -> None:
+        """Have something called with what can be read in any of the logs from now on: those that are still to be added."""
+        self._listeners.append(told)
 
     def add(self, pattern: Pattern, kept: Log, cursors: CursorStore | None) -> None:
-        """Keep the topics of a pattern in a log. Raises `ConfigurationError` if another log keeps some of them."""
+        """Keep the topics of a pattern in a log. Raises `ConfigurationError` if another log keeps some of them, or has the cursors."""
         for other in self._kept:
             if overlap(other.pattern.text, pattern.text):
                 msg = f"log of {pattern.text!r}: some of its topics are kept by the log of {other.pattern.text!r} already"
                 raise ConfigurationError(msg)
-        self._kept.append(KeptLog(pattern, kept, cursors))
+            if cursors is not None and other.progress is not None and other.progress.store is cursors:
+                msg = f"cursors: those of the log of {other.pattern.text!r}; a place in one log says nothing of another"
+                raise ConfigurationError(msg)
+        self._kept.append(KeptLog(pattern, kept, None if cursors is None else Progress(kept, cursors)))
+        for told in self._listeners:
+            kept.listen(told)
 
     def of(self, topic: str) -> KeptLog | None:
         """Return what keeps a topic."""
@@ -80,53 +106,21 @@ class KeptLogs:
         msg = f"{setting}: no log keeps all topics of {', '.join(repr(pattern.text) for pattern in patterns)}"
         raise ConfigurationError(msg)
 
-    async def close(self) -> None:
-        """Close every log and its cursors."""
-        for kept in self._kept:
-            if kept.cursors is not None:
-                await kept.cursors.close()
-            await kept.log.close()
-
-
-class Cursor:
-    """How far one durable subscription has come: saved soon after each acknowledgement, many at a time. What is lost comes again."""
-
-    def __init__(self, name: str, store: CursorStore) -> None:
-        self.name = name
-        self._store = store
-        self._feed: Feed | None = None
-        self._saving: asyncio.Task[None] | None = None
-        self._changed = False
-
-    def load(self) -> tuple[int, set[int]] | None:
-        """Return the offset below which everything is over, and what else is; None for a name that is new."""
-        return self._store.load(self.name)
-
-    def follow(self, feed: Feed) -> None:
-        """Save where this feed is from now on."""
-        self._feed = feed
-
-    def changed(self) -> None:
-        """Something is over."""
-        self._changed = True
-        if self._saving is None:
-            self._saving = asyncio.get_running_loop().create_task(self._save())
-
     async def settled(self) -> None:
-        """Wait until everything that is over is saved."""
-        while self._saving is not None:
-            await asyncio.shield(self._saving)
+        """Wait until it is saved how far durable subscriptions have come."""
+        for kept in self._kept:
+            if kept.progress is not None:
+                await kept.progress.settled()
 
-    async def _save(self) -> None:
-        try:
-            while self._changed and self._feed is not None:
-                self._changed = False
-                began = monotonic()
-                below, done = self._feed.position
-                await self._store.save(self.name, below, done)
-                if len(done) > _MANY:  # one that waits long leaves much behind it to tell of: not all the time, then
-                    await asyncio.sleep(min(1.0, 10 * (monotonic() - began)))
-        except Exception:  # whatever a store raises: the next acknowledgement tries again, and what is lost until then only comes again
-            log.exception("%s: its place in the log was not saved; what it acknowledged may come again", self.name)
-        finally:
-            self._saving = None
+    async def close(self) -> None:
+        """Close every log and its cursors: all of them, and then raise what went wrong with the first that did not close well."""
+        problems: list[Exception] = []
+        for kept in self._kept:
+            for one in (kept.log,) if kept.progress is None else (kept.progress.store, kept.log):
+                try:
+                    await one.close()
+                except Exception as problem:  # whatever a log raises: the others are not to stay open for it
+                    log.exception("the log of %r, or its cursors, did not close well", kept.pattern.text)
+                    problems.append(problem)
+        if problems:
+            raise problems[0]

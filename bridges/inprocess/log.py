@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from bridges.inprocess.stamps import PLAIN, Stamps
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bridges.message import Message
 
@@ -22,12 +24,14 @@ class Entry(NamedTuple):
     Attributes:
         offset: its place, counted from 0; never used again.
         time: Unix seconds, as given when it was appended.
-        message: what was published. Its headers may hold ``outbox-`` names that say when it is due, and until when it is good.
+        message: what was published.
+        stamps: its priority, when it is due, and until when it is good.
     """
 
     offset: int
     time: float
     message: Message
+    stamps: Stamps = PLAIN
 
 
 class Log(Protocol):
@@ -45,8 +49,17 @@ class Log(Protocol):
     def next(self) -> int:
         """The offset that the next entry will get; everything below it can be read."""
 
-    async def append(self, messages: Sequence[Message], time: float) -> int:
-        """Store the messages, in order and together, and return the first offset when they are stored as durably as configured."""
+    def listen(self, told: Callable[[Sequence[Message]], None]) -> None:
+        """Have something called with the messages of each append once they can be read, though its caller may wait no longer."""
+
+    async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+        """Store the messages, in order and together, and return the first offset when they are stored as durably as configured.
+
+        ``stamps`` says of each of them how it is to be delivered.
+        """
+
+    async def sync(self) -> None:
+        """Return when all that can be read would survive a loss of power, as far as anything here does."""
 
     def read(self, offset: int, limit: int) -> list[Entry]:
         """Return up to ``limit`` entries from ``offset`` on; fewer, or none, only at the end. Offsets may have gaps (compaction).
@@ -61,13 +74,27 @@ class Log(Protocol):
         """Store what is to be stored and let go of everything. Any number of times."""
 
 
+class Place(NamedTuple):
+    """How far a subscription has come in a log.
+
+    Attributes:
+        below: every offset below it is over.
+        done: those from there on that are over.
+        dead: those of them all that are dead letters: over for now, and to be delivered again when the letters are gone with the process.
+    """
+
+    below: int
+    done: frozenset[int] = frozenset()
+    dead: frozenset[int] = frozenset()
+
+
 class CursorStore(Protocol):
     """How far each durable subscription has come; kept beside a durable log."""
 
-    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
-        """Remember that every offset below ``acked_below``, and those in ``acked``, are done. Returns when it is stored."""
+    async def save(self, name: str, place: Place) -> None:
+        """Remember the place by the name. Returns when it is stored."""
 
-    def load(self, name: str) -> tuple[int, set[int]] | None:
+    def load(self, name: str) -> Place | None:
         """Return what was saved last for the name; None if nothing was."""
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bridges.errors import Closed, ConfigurationError
 from bridges.inprocess.feed import Feed
-from bridges.inprocess.kept import Cursor
+from bridges.inprocess.log import Place
 from bridges.inprocess.mailbox import Mailbox
 from bridges.inprocess.settings import Policy
 from bridges.inprocess.spill import Spill
@@ -61,7 +61,6 @@ class Members:
         self._logs = logs
         self._parties: dict[str, _Party] = {}
         self._groups: dict[str, _Party] = {}
-        self._cursors: dict[str, Cursor] = {}
         self._numbers = count(2)
         self._closed = False
 
@@ -111,8 +110,7 @@ class Members:
 
     async def settled(self) -> None:
         """Wait until it is saved how far durable subscriptions have come."""
-        for cursor in self._cursors.values():
-            await cursor.settled()
+        await self._logs.settled()
 
     def _found(self, terms: Terms) -> _Party:
         name = terms.name or terms.shared or ",".join(pattern.text for pattern in terms.patterns)
@@ -133,24 +131,19 @@ class Members:
         elif terms.start is not None or terms.durable is not None or settings.policy == Policy.SPILL:
             setting = "start" if terms.start is not None else "durable" if terms.durable is not None else "policy: 'spill'"
             kept = self._logs.covering(terms.patterns, setting)
-            cursor = None
-            saved = None
-            if terms.durable is not None:
-                if kept.cursors is None:
-                    msg = f"durable: {terms.durable!r}: the log of {kept.pattern.text!r} has no cursors to remember it by"
-                    raise ConfigurationError(msg)
-                cursor = self._cursors.setdefault(terms.durable, Cursor(terms.durable, kept.cursors))
-                saved = cursor.load()
-            start, done = saved or (kept.offset("live" if terms.start is None else terms.start), set[int]())
+            cursor = kept.cursor(terms.durable) if terms.durable is not None else None
+            saved = cursor.load() if cursor is not None else None
+            place = saved or Place(kept.offset("live" if terms.start is None else terms.start))
             patterns = terms.patterns
             feed = Feed(
                 kept.log,
                 box,
                 lambda topic: any(pattern.matches(topic) for pattern in patterns),
                 self._routes.counts,
-                start=start,
-                done=done,
-                on_done=cursor.changed if cursor is not None else None,
+                start=place.below,
+                done=place.done,
+                again=place.dead,
+                on_done=cursor.over if cursor is not None else None,
             )
             if cursor is not None:
                 cursor.follow(feed)

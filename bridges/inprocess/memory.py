@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from bridges.errors import Closed, ConfigurationError, Evicted
 from bridges.inprocess.log import Entry
+from bridges.inprocess.stamps import PLAIN, Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bridges.message import Message
 
@@ -43,6 +45,7 @@ class MemoryLog:
         self._newest: dict[str, int] | None = {} if compact else None
         self._superseded = 0
         self._closed = False
+        self._listeners: list[Callable[[Sequence[Message]], None]] = []
 
     @property
     def kept(self) -> int:
@@ -59,14 +62,18 @@ class MemoryLog:
         """The offset that the next entry will get."""
         return self._next
 
-    async def append(self, messages: Sequence[Message], time: float) -> int:
+    def listen(self, told: Callable[[Sequence[Message]], None]) -> None:
+        """Have something called with the messages of each append once they can be read."""
+        self._listeners.append(told)
+
+    async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
         """Store the messages and return the offset of the first. Raises `Closed` after `close`."""
         if self._closed:
             msg = "the log is closed"
             raise Closed(msg)
         begin = self._next
         for message in messages:
-            self._entries.append(Entry(self._next, time, message))
+            self._entries.append(Entry(self._next, time, message, stamps))
             self._bytes += len(message.payload)
             if self._newest is not None and message.key is not None:
                 self._superseded += message.key in self._newest
@@ -75,7 +82,12 @@ class MemoryLog:
         self._evict(time)
         if self._newest is not None and self._superseded > self.kept + 64:
             self._compact()
+        for told in self._listeners:
+            told(messages)
         return begin
+
+    async def sync(self) -> None:
+        """Return at once: there is no more to be had."""
 
     def read(self, offset: int, limit: int) -> list[Entry]:
         """Return up to ``limit`` entries from ``offset`` on. Raises `Evicted`."""
@@ -92,9 +104,8 @@ class MemoryLog:
         return found
 
     def offset_at(self, time: float) -> int:
-        """Return the first offset that was appended at ``time`` or later."""
-        place = bisect_left(self._entries, time, lo=self._head, key=_time_of)
-        return self._entries[place].offset if place < len(self._entries) else self._next
+        """Return the first offset that was appended at ``time`` or later. It goes over them all: clocks go back."""
+        return next((entry.offset for entry in islice(self._entries, self._head, None) if entry.time >= time), self._next)
 
     async def close(self) -> None:
         """Take in nothing more."""
@@ -144,7 +155,3 @@ class MemoryLog:
 
 def _offset_of(entry: Entry) -> int:
     return entry.offset
-
-
-def _time_of(entry: Entry) -> float:
-    return entry.time

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from errno import EIO
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,14 @@ def recover(folder: Path, *, skip_corrupt: bool) -> tuple[list[Segment], Recover
         skipped=tuple(skipped),
         removed=tuple(sorted(path.name for path in leftovers)),
     )
+
+
+def reread(path: Path) -> Segment:
+    """Return the newest segment as the disk has it, its torn end cut off. Raises `OSError` where no whole beginning of it is there."""
+    found = _read(path, newest=True)
+    if found.segment is None or found.damages:
+        raise OSError(EIO, f"{path.name} is not to be read: open the log again")
+    return _mended(found, found.next)
 
 
 def _look(folder: Path) -> tuple[list[_Found], list[Path]]:

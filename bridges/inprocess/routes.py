@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bridges.inprocess.kept import KeptLog, KeptLogs
     from bridges.inprocess.mailbox import Mailbox
+    from bridges.message import Message
     from bridges.topics import Pattern
 
 log = logging.getLogger("outboxd.inprocess")
@@ -53,6 +54,7 @@ class Routes:
         self.counts = TopicCounts()
         self._logs = logs
         self._trie: Trie[Mailbox] = Trie()
+        logs.listen(self._stored)
 
     def find(self, topic: str) -> Route:
         """Look a topic up. Raises `InvalidMessage` for one that cannot be."""
@@ -90,3 +92,11 @@ class Routes:
     def forget(self) -> None:
         """Look everything up anew."""
         self.known.clear()
+
+    def _stored(self, messages: Sequence[Message]) -> None:
+        """A log has something new: wake those who read it, also those who have come since it was published."""
+        for message in messages:
+            route = self.known.get(message.topic)
+            for box in self._trie.match(message.topic) if route is None else route.fed:
+                if box.fed:
+                    box.waiting.wake()

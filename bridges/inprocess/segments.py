@@ -218,6 +218,15 @@ class Segment:
             self._distrusted = problem
             raise
 
+    @property
+    def trusted(self) -> bool:
+        """Whether no sync has failed."""
+        return self._distrusted is None
+
+    def cut(self) -> None:
+        """Take away what a write that failed has left behind the last whole record."""
+        os.ftruncate(self._file, self.end)
+
     def close(self) -> None:
         """Write to it no more."""
         file, self._file = self._file, -1

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from bridges.errors import Evicted
 from bridges.inprocess.settings import Drop
-from bridges.inprocess.stamps import stamped, unstamped
 
 if TYPE_CHECKING:
     from bridges.inprocess.log import Entry, Log
@@ -42,7 +41,7 @@ class Spill:
         mailbox.size = 0
         self._appending += 1
         try:
-            offset = await self._log.append([stamped(message, its)], time.time())
+            offset = await self._log.append([message], time.time(), its)
         except BaseException:  # whatever a log raises, or its publisher's cancellation: either way it is not here, and is counted so
             mailbox.drops.never_came(message, topic, Drop.FULL)
             raise
@@ -72,9 +71,8 @@ class Spill:
             if entry is None:
                 self._lost(topic)
                 continue
-            message, its = unstamped(entry.message)
             mailbox.counts.published -= 1
-            mailbox.line_up(its, message, topic)
+            mailbox.line_up(entry.stamps, entry.message, topic)
             came = True
             room -= 1
         if not (self._spilled or self._appending):

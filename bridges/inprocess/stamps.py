@@ -1,4 +1,4 @@
-"""What a message in a log says of its own delivery: headers with reserved names, there from its storing to its delivery."""
+"""How one message is to be delivered: what its publisher asks for, kept beside it in a log, never among the user's headers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ from bridges.errors import InvalidMessage
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from bridges.message import Message
-
-PRIORITY: Final = "outbox-priority"
-EXPIRES: Final = "outbox-expires-at"
-DELIVER: Final = "outbox-deliver-at"
 
 
 class Stamps(NamedTuple):
@@ -46,25 +40,3 @@ def stamps(priority: int, ttl: float | None, deliver_at: datetime | None) -> Sta
     if not isinstance(priority, int):
         raise InvalidMessage("priority", f"is {type(priority).__name__}, not int")
     return Stamps(priority, None if ttl is None else (due or time.time()) + ttl, due)
-
-
-def stamped(message: Message, its: Stamps) -> Message:
-    """Return the message as it is stored."""
-    if its == PLAIN:
-        return message
-    headers = dict(message.headers)
-    for name, value in ((PRIORITY, its.priority or None), (EXPIRES, its.expires), (DELIVER, its.due)):
-        if value is not None:
-            headers[name] = repr(value)
-    return message._replace(headers=headers)
-
-
-def unstamped(message: Message) -> tuple[Message, Stamps]:
-    """Return the message as it was published, and how it is to be delivered."""
-    headers = message.headers
-    if not headers or headers.keys().isdisjoint((PRIORITY, EXPIRES, DELIVER)):
-        return message, PLAIN
-    expires, due = headers.get(EXPIRES), headers.get(DELIVER)
-    its = Stamps(int(headers.get(PRIORITY, "0")), None if expires is None else float(expires), None if due is None else float(due))
-    plain = {name: value for name, value in headers.items() if name not in {PRIORITY, EXPIRES, DELIVER}}
-    return message._replace(headers=plain), its

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from contextlib import suppress
+from errno import EIO
 from typing import TYPE_CHECKING
 
 from bridges.errors import CorruptLog, Evicted
 from bridges.inprocess import disk
-from bridges.inprocess.recovery import recover
-from bridges.inprocess.segments import Segment
+from bridges.inprocess.recovery import recover, reread
+from bridges.inprocess.segments import SUFFIX, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +38,7 @@ class Store:
         self.settings = settings
         self._folder = folder
         self._lock = disk.lock(folder)
+        self.segments: tuple[Segment, ...] = ()
         try:
             segments, self.recovery = recover(folder, skip_corrupt=skip_corrupt)
             if not segments or segments[-1].covers:
@@ -46,7 +49,7 @@ class Store:
             self._rotated = False
             self.evict()
         except BaseException:  # whatever ended it, nobody has a store that could let go of the folder
-            os.close(self._lock)
+            self.close()
             raise
 
     @property
@@ -74,6 +77,7 @@ class Store:
         It is synced first, however seldom the rest is: a torn end in a segment that is not the newest is damage, not a crash.
         """
         newest = self.segments[-1]
+        newest.cut()
         newest.sync()
         self.segments = (*self.segments, self._begun(newest.next))
         self._rotated = True
@@ -82,6 +86,27 @@ class Store:
     def sync(self) -> None:
         """Return when all that was written would survive a loss of power."""
         self.segments[-1].sync()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether no sync of the newest segment has failed."""
+        return self.segments[-1].trusted
+
+    def resume(self, needed: int) -> None:
+        """After an `OSError`, be ready to go on behind the last record that is whole; `next` says where that is.
+
+        Where a sync failed, that is what the disk really has. Raises `OSError` if it ends before the offset ``needed``.
+        """
+        newest = self.segments[-1]
+        if newest.trusted:
+            newest.cut()
+            return
+        again = reread(newest.path)
+        if again.next < needed:
+            raise OSError(EIO, f"{newest.path.name} ends before offset {needed}, which was answered for: open the log again")
+        again.open()
+        self.segments = (*self.segments[:-1], again)
+        newest.close()
 
     @property
     def evictable(self) -> bool:
@@ -162,7 +187,8 @@ class Store:
 
     def close(self) -> None:
         """Let go of the files and of the folder. It syncs nothing."""
-        self.segments[-1].close()
+        for segment in self.segments:
+            segment.close()
         os.close(self._lock)
 
     def _gone(self, seen: tuple[Segment, ...], segment: Segment) -> None:
@@ -176,6 +202,8 @@ class Store:
             segment.finish()
         except OSError:
             segment.close()
+            with suppress(OSError):
+                segment.path.with_suffix(SUFFIX).unlink()  # the old one may yet be written to, behind where this one would begin
             raise
         return segment
 

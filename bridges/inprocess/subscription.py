@@ -73,11 +73,18 @@ class Subscription(Reader):
         return []
 
     def take_nowait(self, limit: int, reader: Reader | None = None) -> list[Delivery]:
-        """Return up to ``limit`` deliveries that are waiting, perhaps none; for one of several readers, if it is given."""
+        """Return up to ``limit`` deliveries that are waiting, perhaps none; for one of several readers, if it is given.
+
+        Raises as `take`, once it has returned what came before that.
+        """
         taken: list[Delivery] = []
         take = self.mailbox.take
-        while not self.ended and len(taken) < limit and (delivery := take(reader or self)) is not None:
-            taken.append(delivery)
+        try:
+            while not self.ended and len(taken) < limit and (delivery := take(reader or self)) is not None:
+                taken.append(delivery)
+        except Exception:  # of the log, whatever it is: the next call meets it again, and these must not be out with nobody
+            if not taken:
+                raise
         return taken
 
     def __aiter__(self) -> Loop:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bridges.inprocess import Broker, InProcessSink
 from bridges.inprocess.durable import DurableLog
+from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import Reason, Sink
 from tests.contracts.messages import message
 
@@ -106,6 +107,7 @@ class FaultyLog:
         self.going.set()
         self.durable = log.durable
         self.read, self.offset_at, self.close = log.read, log.offset_at, log.close
+        self.listen, self.sync = log.listen, log.sync
 
     @property
     def first(self) -> int:
@@ -115,11 +117,11 @@ class FaultyLog:
     def next(self) -> int:
         return self._log.next
 
-    async def append(self, messages: Sequence[Message], time: float) -> int:
+    async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
         await self.going.wait()
         if self.away:
             raise OSError(EIO, "the disk is away")
-        return await self._log.append(messages, time)
+        return await self._log.append(messages, time, stamps)
 
 
 class DurableSinkHarness:

@@ -6,15 +6,19 @@ import asyncio
 import os
 import random
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import PIPE, Popen
 from uuid import UUID
 
-from bridges.inprocess import Broker
+import pytest
+
+from bridges.inprocess import Broker, InProcessSink, InProcessSource, disk
 from bridges.inprocess.cursors import DurableCursors
 from bridges.inprocess.durable import DurableLog
 from bridges.message import Message
+from bridges.ports import PUBLISHED
 
 
 async def broker_on(folder: Path) -> tuple[Broker, DurableLog]:
@@ -77,6 +81,53 @@ async def test_whatever_was_published_before_a_kill_is_delivered_and_timers_go_o
     log = await DurableLog.open(tmp_path / "log")
     assert [entry.message.payload for entry in log.read(0, 1 << 30)] == [b"%d" % number for number in range(log.next)]
     await log.close()
+
+
+async def test_what_a_durable_name_has_not_acknowledged_yet_is_there_after_a_restart(tmp_path: Path) -> None:
+    """Though it has never acknowledged anything, so that nothing was saved for it but where it began."""
+    broker, _ = await broker_on(tmp_path)
+    subscription = broker.subscribe("orders.>", durable="billing").begin()
+    InProcessSource(broker, "orders.>", durable="bridge")
+    assert await InProcessSink(broker).publish([numbered(number) for number in range(6)]) == [PUBLISHED] * 6
+    assert await subscription.take(3)
+    await broker.aclose()
+    broker, _ = await broker_on(tmp_path)
+    subscription = broker.subscribe("orders.>", durable="billing").begin()
+    assert [int(delivery.payload) for delivery in await asyncio.wait_for(subscription.take(9), 10)] == [0, 1, 2, 3, 4, 5]
+    async with InProcessSource(broker, "orders.>", durable="bridge").claim(9) as batch:
+        assert len(batch.messages) == 6
+    await broker.aclose()
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_readers_hear_of_what_is_stored_whoever_waits_for_it(
+    *, cancelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its publisher has given up meanwhile; or the reader has only begun to read since it was published."""
+    broker, _ = await broker_on(tmp_path)
+    syncing, go_on, sync = threading.Event(), threading.Event(), disk.sync
+
+    def slow(file: int) -> None:
+        syncing.set()
+        assert go_on.wait(20)
+        sync(file)
+
+    monkeypatch.setattr(disk, "sync", slow)
+    if cancelled:
+        early = broker.subscribe("orders.>", start="live").begin()
+        taking = asyncio.create_task(early.take(1))
+    publishing = asyncio.create_task(broker.publish(numbered(0)))
+    assert await asyncio.to_thread(syncing.wait, 20)
+    if cancelled:
+        publishing.cancel()
+    else:
+        late = broker.subscribe("orders.>", start="live").begin()
+        taking = asyncio.create_task(late.take(1))
+    await asyncio.wait([publishing], timeout=0 if not cancelled else None)
+    go_on.set()
+    assert [int(delivery.payload) for delivery in await asyncio.wait_for(taking, 20)] == [0]
+    await asyncio.gather(publishing, return_exceptions=True)
+    await broker.aclose()
 
 
 if __name__ == "__main__":

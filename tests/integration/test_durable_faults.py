@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import pytest
 
 from bridges.errors import LogFailed
-from bridges.inprocess import disk
+from bridges.inprocess import commit, disk
 from bridges.inprocess.codec import encode
 from bridges.inprocess.durable import DurableLog
 from bridges.inprocess.keeping import LogSettings
@@ -80,7 +80,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 async def test_a_full_disk_fails_the_appends_that_do_not_fit_and_those_behind_them(
     fsync: Fsync, segment_bytes: int, small_disk: SmallDisk
 ) -> None:
-    """The disk fills up in the middle of a segment, or when the next one is to be begun. Space alone mends nothing: opening does."""
+    """The disk fills up in the middle of a segment, or when the next one is to be begun. It goes on by itself when there is room again."""
     if small_disk.limits == "files":
         segment_bytes = 1 << 30
     ballast, folder = small_disk.path / "ballast", small_disk.path / "log"
@@ -93,19 +93,22 @@ async def test_a_full_disk_fails_the_appends_that_do_not_fit_and_those_behind_th
     acked += more
     assert acked == list(range(log.next))
     assert [entry.offset for entry in log.read(0, 1 << 30)] == acked
-    with pytest.raises(LogFailed, match="until it is opened again"):
+    with pytest.raises(LogFailed, match="takes nothing for a moment"):
         await log.append([message_at(log.next)], 0.0)
     ballast.unlink()
-    with pytest.raises(LogFailed):
-        await log.append([message_at(log.next)], 0.0)
+    if small_disk.limits == "all":
+
+        async def goes_on() -> bool:
+            acked.extend(more := await append_each(log, 10))
+            return len(more) == 10
+
+        await eventually(goes_on)
+    assert acked == list(range(log.next)) == [entry.offset for entry in log.read(0, 1 << 30)]
     await log.close()
     log = await DurableLog.open(folder, settings)
-    assert log.next >= len(acked)
-    if small_disk.limits == "all":
-        assert len(await append_each(log, 10)) == 10
-    count = log.next
+    assert log.recovery.clean or small_disk.limits == "files"
     await log.close()
-    assert await stored(folder) == list(range(count))
+    assert await stored(folder) == acked
 
 
 @EVERY_MODE
@@ -124,6 +127,36 @@ async def test_a_disk_that_takes_a_part_has_exactly_the_whole_ones_acknowledged(
         assert log.next == len(acked)
         await log.close()
         assert await stored(folder) == acked
+
+
+@EVERY_MODE
+async def test_behind_an_append_that_was_stored_in_part_the_next_goes_on(
+    fsync: Fsync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of it that is: no offset is used twice, nothing torn stays in between, and what was acknowledged is there in order."""
+    monkeypatch.setattr(commit, "_AGAIN", 0.0)
+    sizes = [OVERHEAD + len(encode(message_at(offset))) for offset in range(12)]
+    for number, room in enumerate(range(0, sum(sizes), 307)):
+        for segment_bytes in (1000, 1 << 30):
+            folder = tmp_path / f"{number} {segment_bytes}"
+            log = await DurableLog.open(folder, LogSettings(fsync=fsync, segment_bytes=segment_bytes))
+            with monkeypatch.context() as patch:
+                patch.setattr(disk, "write", Room(room))
+                with pytest.raises(LogFailed):
+                    await log.append([message_at(offset) for offset in range(12)], 0.0)
+                with pytest.raises(LogFailed):
+                    await log.append([message_at(12)], 0.0)
+            assert log.next == 0
+            first = await log.append([message_at(13)], 0.0)
+            assert await append_each(log, 3) == [first + 1, first + 2, first + 3]
+            entries = log.read(0, 100)
+            assert [entry.offset for entry in entries] == list(range(first + 4))
+            assert [entry.message for entry in entries[: first + 1]] == [*(message_at(offset) for offset in range(first)), message_at(13)]
+            await log.close()
+            log = await DurableLog.open(folder)
+            assert log.recovery.clean
+            assert log.read(0, 100) == entries
+            await log.close()
 
 
 class Room:
@@ -168,6 +201,66 @@ async def test_a_sync_that_fails_once_is_not_tried_again(tmp_path: Path, monkeyp
     await log.close()
     assert syncs.count == 1
     assert await stored(tmp_path) in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("part", [0, 1, 2, 3])
+@pytest.mark.parametrize("segment_bytes", [1000, 1 << 30])
+async def test_after_a_sync_that_failed_a_log_goes_on_behind_what_the_disk_has(
+    part: int, segment_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has lost some of what was not synced, as the kernel may after an error; nothing of that was answered for."""
+    monkeypatch.setattr(commit, "_AGAIN", 0.0)
+    log = await DurableLog.open(tmp_path, LogSettings(segment_bytes=segment_bytes))
+    assert await append_each(log, 5) == [0, 1, 2, 3, 4]
+    newest = newest_of(tmp_path)
+    synced = newest.stat().st_size
+    FailingSyncs(monkeypatch, 0)
+    assert await append_each(log, 3) == []
+    os.truncate(newest, synced + (newest.stat().st_size - synced) * part // 3)
+    acked = [0, 1, 2, 3, 4]
+
+    async def goes_on() -> bool:
+        acked.extend(await append_each_behind(log))
+        return len(acked) > 8
+
+    await eventually(goes_on)
+    entries = log.read(0, 100)
+    assert [entry.offset for entry in entries] == list(range(log.next))
+    assert {entry.offset for entry in entries} >= set(acked)
+    await log.close()
+    log = await DurableLog.open(tmp_path)
+    assert (log.recovery.clean, log.read(0, 100)) == (True, entries)
+    await log.close()
+
+
+def newest_of(folder: Path) -> Path:
+    return max(folder.glob("*.log"))
+
+
+async def append_each_behind(log: DurableLog) -> list[int]:
+    """Append a message, wherever it gets to; return its offset, if it was acknowledged."""
+    try:
+        return [await log.append([message_at(0)], 0.0)]
+    except LogFailed:
+        return []
+
+
+async def test_where_the_disk_has_lost_what_was_answered_for_a_log_takes_nothing_until_it_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers have seen it; another record must not get its offset while they are there."""
+    monkeypatch.setattr(commit, "_AGAIN", 0.0)
+    log = await DurableLog.open(tmp_path, LogSettings(fsync=3_600_000))
+    assert await append_each(log, 5) == [0, 1, 2, 3, 4]
+    file = newest_of(tmp_path)
+    FailingSyncs(monkeypatch, 0)
+    with pytest.raises(LogFailed):
+        await log.sync()
+    os.truncate(file, file.stat().st_size - 1)
+    for _ in range(3):
+        assert await append_each(log, 2) == []
+    await log.close()
+    assert await stored(tmp_path) == [0, 1, 2, 3]
 
 
 async def test_a_sync_that_fails_while_a_segment_is_sealed_is_not_mended_by_the_next(

@@ -17,6 +17,7 @@ from bridges.errors import Closed, ConfigurationError, CorruptLog, Evicted, Inva
 from bridges.inprocess import disk, records
 from bridges.inprocess.durable import DurableLog
 from bridges.inprocess.keeping import LogSettings
+from bridges.inprocess.store import Store
 from bridges.message import Message
 from tests.integration.log_writer import message_at
 
@@ -364,6 +365,22 @@ async def test_closing_stores_what_waits_and_leaves_nothing_behind_any_number_of
     assert log.next == 50
 
 
+async def test_an_opening_that_fails_late_lets_go_of_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await (await DurableLog.open(tmp_path, SMALL)).close()
+    files_open = open_files()
+
+    def fail(store: Store, now: float | None = None) -> None:
+        raise OSError(5, "the disk is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "evict", fail)
+        for _ in range(20):
+            with pytest.raises(OSError, match="the disk is away"):
+                await DurableLog.open(tmp_path, SMALL)
+    assert open_files() < files_open + 10
+    await (await DurableLog.open(tmp_path, SMALL)).close()
+
+
 async def test_an_opening_that_is_cancelled_lets_go_of_the_folder(tmp_path: Path) -> None:
     opening = asyncio.create_task(DurableLog.open(tmp_path))
     await asyncio.sleep(0)
@@ -405,6 +422,10 @@ def test_the_checksum_is_computed_in_c() -> None:
 
     assert google_crc32c.implementation == "c"
     assert records.crc32c()(0, b"123456789") == 0xE3069283  # RFC 3720, appendix B.4, has this polynomial
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def writer_threads() -> set[threading.Thread]:

@@ -20,6 +20,7 @@ from bridges.inprocess.codec import decode, encode, key_of
 from bridges.inprocess.keeping import LogSettings
 from bridges.inprocess.records import OVERHEAD, Framing
 from bridges.inprocess.segments import HEAD_SIZE
+from bridges.inprocess.stamps import Stamps
 from bridges.inprocess.store import Store
 from bridges.message import Message, uuid7
 
@@ -40,22 +41,24 @@ messages = st.builds(
     headers=st.dictionaries(texts, texts, max_size=4),
     created_at=st.one_of(st.none(), st.datetimes(timezones=zones)),
 )
+moments = st.one_of(st.none(), st.floats(allow_nan=False))
+stamps = st.builds(Stamps, priority=st.integers(-(2**63), 2**63 - 1), expires=moments, due=moments)
 on_disk = settings(deadline=None)  # a sync takes as long as it takes
 salts = st.binary(min_size=16, max_size=16)
 bodies = st.lists(st.binary(max_size=60), min_size=1, max_size=12)
 
 
-@given(messages)
-def test_a_message_comes_back_from_its_bytes(message: Message) -> None:
-    back = decode(encode(message))
-    assert back == message
+@given(messages, stamps)
+def test_a_message_comes_back_from_its_bytes(message: Message, its: Stamps) -> None:
+    back, stamped = decode(encode(message, its))
+    assert (back, stamped) == (message, its)
     assert back.created_at is None or (message.created_at and back.created_at.utcoffset() == message.created_at.utcoffset())
 
 
-@given(messages)
-def test_the_key_is_known_without_the_rest(message: Message) -> None:
+@given(messages, stamps)
+def test_the_key_is_known_without_the_rest(message: Message, its: Stamps) -> None:
     key = None if message.key is None else message.key.encode()
-    assert key_of(encode(message)) == (key, key is not None and not message.payload)
+    assert key_of(encode(message, its)) == (key, key is not None and not message.payload)
 
 
 @given(messages, st.sampled_from([0, 2, 255]))
@@ -72,6 +75,8 @@ def test_what_the_layout_cannot_hold_is_refused_by_its_name(field: str) -> None:
             encode(Message(uuid7(), "a", b"")._replace(**change))
     with pytest.raises(InvalidMessage, match="created_at"):
         encode(Message(uuid7(), "a", b"", created_at=datetime(2026, 1, 1)))  # noqa: DTZ001 - that is the point
+    with pytest.raises(InvalidMessage, match="priority"):
+        encode(Message(uuid7(), "a", b""), Stamps(priority=2**63))
 
 
 @given(bodies, salts, st.binary(max_size=9), st.data())

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridges.errors import ConfigurationError, Evicted
-from bridges.inprocess import Broker, Entry, InProcessSink, InProcessSource, MemoryLog
+from bridges.errors import ConfigurationError, Evicted, LogFailed
+from bridges.inprocess import Broker, Drop, Entry, InProcessSink, InProcessSource, MemoryLog
+from bridges.inprocess.log import Place
+from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason, Released
 from tests.engines.deadline import eventually
@@ -30,8 +32,8 @@ class SlowLog(MemoryLog):
 
     durable = True
 
-    async def append(self, messages: Sequence[Message], time: float) -> int:
-        offset = await super().append(messages, time)
+    async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+        offset = await super().append(messages, time, stamps)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         return offset
@@ -41,13 +43,13 @@ class Cursors:
     """A store of cursors in memory."""
 
     def __init__(self) -> None:
-        self.saved: dict[str, tuple[int, set[int]]] = {}
+        self.saved: dict[str, Place] = {}
 
-    async def save(self, name: str, acked_below: int, acked: Sequence[int]) -> None:
+    async def save(self, name: str, place: Place) -> None:
         await asyncio.sleep(0)
-        self.saved[name] = acked_below, set(acked)
+        self.saved[name] = place
 
-    def load(self, name: str) -> tuple[int, set[int]] | None:
+    def load(self, name: str) -> Place | None:
         return self.saved.get(name)
 
     async def close(self) -> None: ...
@@ -135,6 +137,10 @@ async def test_retention_by_time_and_by_size() -> None:
         assert await log.append([made(number)], when) == number
     assert [entry.offset for entry in log.read(log.first, 9)] == [2, 3]
     assert (log.first, log.next, log.offset_at(110.0), log.offset_at(117.0)) == (2, 4, 3, 4)
+    back = MemoryLog()
+    for when in (100.0, 200.0, 50.0, 60.0, 300.0):  # as in a log on disk: the first at that time or later, though clocks go back
+        await back.append([made()], when)
+    assert [back.offset_at(when) for when in (40.0, 55.0, 150.0, 201.0, 301.0)] == [0, 0, 1, 4, 5]
     small = MemoryLog(max_bytes=10)
     for number in range(5):
         await small.append([made(b"1234")], float(number))
@@ -213,7 +219,7 @@ async def test_a_durable_name_goes_on_where_it_was_and_what_was_not_acknowledged
     for place in (0, 2, 3):
         deliveries[place].ack()
     await broker.aclose()
-    assert cursors.saved == {"billing": (1, {2, 3})}
+    assert cursors.saved == {"billing": Place(1, frozenset({2, 3}))}
 
     log._closed = False
     broker = await opened()
@@ -234,7 +240,7 @@ async def test_what_a_durable_subscription_has_done_is_saved_soon() -> None:
         await taken(subscription, 50)
 
         async def saved() -> bool:
-            return cursors.saved.get("d") == (50, set())
+            return cursors.saved.get("d") == Place(50)
 
         await eventually(saved)
 
@@ -286,9 +292,225 @@ async def test_a_source_reads_a_log_by_a_durable_name() -> None:
     assert got == list(range(8))
     source.close()
     await broker.aclose()
-    assert cursors.saved == {"source": (8, set())}
+    assert cursors.saved == {"source": Place(8)}
 
 
 def test_an_entry_says_where_and_when_it_is() -> None:
     message = made()
-    assert Entry(3, 1.5, message) == (3, 1.5, message)
+    assert Entry(3, 1.5, message) == (3, 1.5, message, PLAIN)
+
+
+async def test_headers_with_names_like_ours_are_the_users_and_pass_unchanged() -> None:
+    """Whatever a foreign broker's message has there: it is no time of delivery, no expiry, no priority, and it ends no reader."""
+    broker = await logged(0)
+    headers = {"outbox-priority": "high", "outbox-expires-at": "1", "outbox-deliver-at": "4000000000"}
+    async with broker.subscribe("orders.*", start="live") as subscription:
+        await broker.publish(made(0)._replace(headers=headers))
+        await broker.publish(made(1)._replace(headers=headers), priority=2)
+        first, second = await asyncio.wait_for(subscription.take(9), 10)
+    assert [(one.payload, dict(one.headers), one.priority) for one in (first, second)] == [(b"1", headers, 2), (b"0", headers, 0)]
+
+
+async def test_what_expires_in_a_log_is_counted_and_told() -> None:
+    dropped: list[tuple[bytes, Drop]] = []
+    broker = await logged(0)
+    await broker.publish(made(0), ttl=0.001)
+    until = time.time() + 0.002
+
+    async def expired() -> bool:
+        return time.time() > until
+
+    await eventually(expired)
+    await broker.publish(made(1))
+    wanted = {"filter": lambda message: True, "on_drop": lambda message, why: dropped.append((message.payload, why))}
+    async with broker.subscribe("orders.*", start="beginning", name="all", **wanted) as subscription:  # type: ignore[arg-type]
+        assert await taken(subscription, 1) == [1]
+        assert dropped == [(b"0", Drop.EXPIRED)]
+        figures = broker.figures()
+        assert (figures.subscriptions["all"].published, figures.subscriptions["all"].dropped) == (2, 1)
+        assert (figures.topics["orders.created"].published, figures.topics["orders.created"].dropped) == (2, 1)
+
+
+async def test_what_was_taken_before_an_eviction_is_met_is_returned() -> None:
+    """The eviction is told by the next call: what was taken must not be out with nobody."""
+    broker = await logged(4, MemoryLog(max_messages=4))
+    source = InProcessSource(broker, "orders.*", start="beginning", buffer=2)
+    async with source.claim(1) as batch:
+        await batch.settle([PUBLISHED])
+    for number in range(4, 20):
+        await broker.publish(made(number))
+    async with source.claim(9) as batch:
+        assert [message.payload for message in batch.messages] == [b"1"]
+        await batch.settle([PUBLISHED])
+    with pytest.raises(Evicted):
+        async with source.claim(9):
+            pass
+    assert broker.figures().subscriptions["orders.*"].unacknowledged == 0
+
+
+class GatedCursors(Cursors):
+    """Saves when it is let, and fails while it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.going = asyncio.Event()
+        self.failing = False
+
+    async def save(self, name: str, place: Place) -> None:
+        await self.going.wait()
+        if self.failing:
+            raise OSError(5, "the disk is away")
+        await super().save(name, place)
+
+
+async def test_nothing_is_answered_for_behind_a_durable_name_whose_beginning_is_not_saved() -> None:
+    """After a kill it would begin live, behind what was stored since."""
+    cursors, log = GatedCursors(), SlowLog()
+    broker = Broker()
+    broker.keep("orders.>", log, cursors)
+    subscription = broker.subscribe("orders.*", durable="billing").begin()
+    publishing = [asyncio.create_task(InProcessSink(broker).publish([made(0)])), asyncio.create_task(broker.publish(made(1)))]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (log.next, cursors.saved) == (0, {})
+    cursors.going.set()
+    assert (await asyncio.wait_for(asyncio.gather(*publishing), 10))[0] == [PUBLISHED]
+    assert cursors.saved == {"billing": Place(0)}
+    assert sorted(await taken(subscription, 2)) == [0, 1]
+
+    cursors.failing = True
+    other = broker.subscribe("orders.*", durable="mail").begin()
+    with pytest.raises(LogFailed, match="it could not be saved where 'mail' begins: OSError"):
+        await broker.publish(made(2))
+    assert log.next == 2
+    cursors.failing = False
+    await broker.publish(made(3))
+    assert await taken(other, 1) == [3]
+    await broker.aclose()
+    assert cursors.saved == {"billing": Place(2), "mail": Place(3)}
+
+
+async def test_a_durable_name_that_leaves_and_joins_again_goes_on_where_it_was() -> None:
+    broker = Broker()
+    broker.keep("orders.>", MemoryLog(), Cursors())
+    for number in range(10):
+        await broker.publish(made(number))
+    async with broker.subscribe("orders.*", durable="d", start="beginning") as subscription:
+        deliveries = await subscription.take(5)
+        for place in (0, 1, 3):
+            deliveries[place].ack()
+    async with broker.subscribe("orders.*", durable="d", start="beginning") as subscription:
+        assert await taken(subscription, 7) == [2, 4, 5, 6, 7, 8, 9]
+    await broker.aclose()
+
+
+async def test_a_place_behind_the_end_of_its_log_is_set_back_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A log that has lost its end gives those offsets to others; what is in them is new to the subscription, whenever it begins."""
+    cursors = Cursors()
+    cursors.saved = {"billing": Place(10, frozenset({12})), "mail": Place(1, frozenset({2, 4})), "sound": Place(1, frozenset({2}))}
+    log = MemoryLog()
+    for number in range(3):
+        await log.append([made(number)], 0.0)
+    broker = Broker()
+    broker.keep("orders.>", log, cursors)
+    for number in range(3, 15):
+        await broker.publish(made(number))
+    for name, first in (("billing", [3, 4, 5]), ("mail", [1, 3, 4]), ("sound", [1, 3, 4])):
+        caplog.clear()
+        subscription = broker.subscribe("orders.*", durable=name).begin()
+        assert [int(delivery.payload) for delivery in await subscription.take(3)] == first
+        assert ("behind the end of the log, 3" in caplog.text) == (name != "sound")
+    await broker.aclose()
+    assert cursors.saved == {"billing": Place(3), "mail": Place(1, frozenset({2})), "sound": Place(1, frozenset({2}))}
+
+
+async def test_a_place_is_saved_only_with_the_log_synced_up_to_it() -> None:
+    steps: list[str] = []
+
+    class Syncing(MemoryLog):
+        async def sync(self) -> None:
+            steps.append(f"synced {self.next}")
+
+    class Saving(Cursors):
+        async def save(self, name: str, place: Place) -> None:
+            steps.append(f"saved {place.below}")
+            await super().save(name, place)
+
+    broker = Broker()
+    broker.keep("orders.>", Syncing(), Saving())
+    async with broker.subscribe("orders.*", durable="d") as subscription:
+        await broker.publish(made(0))
+        await taken(subscription, 1)
+        await broker.aclose()
+    assert steps == ["synced 0", "saved 0", "synced 1", "saved 1"]
+
+
+async def test_each_log_has_its_own_places_by_the_same_names() -> None:
+    broker = Broker()
+    first, second = Cursors(), Cursors()
+    broker.keep("orders.>", MemoryLog(), first)
+    broker.keep("users.>", MemoryLog(), second)
+    with pytest.raises(ConfigurationError, match=r"cursors: those of the log of 'orders\.>'"):
+        broker.keep("bills.>", MemoryLog(), first)
+    for number in range(5):
+        await broker.publish(made(number))
+        await broker.publish(made(number, "users.created"))
+    for topics in ("orders.*", "users.*"):
+        async with broker.subscribe(topics, durable="d", start="beginning") as subscription:
+            assert await taken(subscription, 5) == [0, 1, 2, 3, 4]
+    await broker.aclose()
+    assert first.saved == second.saved == {"d": Place(5)}
+
+
+async def test_a_log_that_does_not_close_well_leaves_no_other_open() -> None:
+    class Failing(MemoryLog):
+        async def close(self) -> None:
+            raise LogFailed(str(self.next))
+
+    broker = Broker()
+    log = MemoryLog()
+    broker.keep("orders.>", Failing())
+    broker.keep("users.>", log)
+    with pytest.raises(LogFailed):
+        await broker.aclose()
+    assert log._closed
+
+
+async def test_dead_letters_of_a_durable_name_come_again_when_they_are_gone_with_their_process() -> None:
+    """Until then they are over; one that was removed, or requeued and acknowledged, is over for good, and so is an evicted one."""
+    log, cursors = MemoryLog(max_messages=7), Cursors()
+
+    def opened() -> Broker:
+        log._closed = False
+        broker = Broker()
+        broker.keep("orders.>", log, cursors)
+        return broker
+
+    broker = opened()
+    subscription = broker.subscribe("orders.*", durable="d", name="d").begin()
+    for number in range(5):
+        await broker.publish(made(number))
+    for delivery in await subscription.take(5):
+        delivery.reject(Reason.INVALID, "")
+    letters = broker.dead_letters
+    assert letters.remove(1) == 1
+    assert letters.requeue(2) == 1
+    assert await taken(subscription, 1) == [1]
+    await broker.aclose()
+    assert cursors.saved == {"d": Place(5, dead=frozenset({2, 3, 4}))}
+
+    broker = opened()
+    async with broker.subscribe("orders.*", durable="d", buffer=1) as subscription:
+        await broker.publish(made(5))
+        assert broker.figures().subscriptions["d"].lag == 4
+        assert await taken(subscription, 1) == [2]
+    for number in range(6, 11):
+        await broker.publish(made(number))
+    async with broker.subscribe("orders.*", durable="d") as subscription:
+        again = await subscription.take(9)
+        assert [int(delivery.payload) for delivery in again] == [4, 5, 6, 7, 8, 9, 10], "the log has evicted what was dead at 3"
+        again[0].reject(Reason.INVALID, "")
+        for delivery in again[2:]:
+            delivery.ack()
+        await broker.aclose()
+    assert cursors.saved == {"d": Place(5, frozenset({6, 7, 8, 9, 10}), frozenset({4}))}
