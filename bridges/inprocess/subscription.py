@@ -76,8 +76,12 @@ class Subscription(Reader):
         """Return up to ``limit`` deliveries that are waiting, perhaps none; for one of several readers, if it is given."""
         taken: list[Delivery] = []
         take = self.mailbox.take
-        while not self.ended and len(taken) < limit and (delivery := take(reader or self)) is not None:
-            taken.append(delivery)
+        try:
+            while not self.ended and len(taken) < limit and (delivery := take(reader or self)) is not None:
+                taken.append(delivery)
+        except Exception:
+            if not taken:  # else whoever takes must have them: what its log raises is raised again when it takes more
+                raise
         return taken
 
     def __aiter__(self) -> Loop:
