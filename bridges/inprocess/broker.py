@@ -255,6 +255,7 @@ class Broker:
             subscriptions={box.name: figures_of(box) for box in self._members.boxes()},
             scheduled=self._dispatch.scheduled,
             dead_letters=len(self.dead_letters),
+            dead_letters_overflowed=self.dead_letters.overflowed,
         )
 
     def named(self, subscription: str) -> bool:
