@@ -280,8 +280,8 @@ async def test_a_publisher_that_waits_is_not_overtaken() -> None:
         await broker.publish(made(0))
         waiting = [asyncio.create_task(broker.publish(made(number))) for number in range(1, 4)]
         await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(broker.publish(made(4))))  # its turn is before that of those who are woken below
         seen = [int(delivery.payload) for delivery in subscription.take_nowait(1)]
-        waiting.append(asyncio.create_task(broker.publish(made(4))))
         while len(seen) < 5:
             seen += [int(delivery.payload) for delivery in await asyncio.wait_for(subscription.take(1), 10)]
         assert seen == [0, 1, 2, 3, 4]
