@@ -11,14 +11,14 @@ from bridges.inprocess.deadletters import MAX_LETTERS, DeadLetters
 from bridges.inprocess.dispatch import Dispatch
 from bridges.inprocess.kept import KeptLogs, Start
 from bridges.inprocess.members import Members, Terms
-from bridges.inprocess.request import INBOX, Replies, answer_to
+from bridges.inprocess.posting import Posting
+from bridges.inprocess.request import Replies, answer_to
 from bridges.inprocess.routes import Routes
 from bridges.inprocess.settings import RETRY, Drop, Policy, PolicyName, Settings
-from bridges.inprocess.stamps import stamps
+from bridges.inprocess.stamps import PLAIN, stamps
 from bridges.inprocess.stats import Figures, figures_of
 from bridges.inprocess.subscription import Subscription
 from bridges.inprocess.timers import Timers
-from bridges.ports import PUBLISHED
 from bridges.topics import Pattern
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from bridges.backoff import Backoff
     from bridges.inprocess.delivery import Delivery, State
-    from bridges.inprocess.dispatch import Answer
     from bridges.inprocess.log import CursorStore, Log
     from bridges.inprocess.routes import Route
     from bridges.inprocess.tenants import Tenants
@@ -136,8 +135,7 @@ class Broker:
             route = self._known[message.topic]
         except KeyError:
             self._check_open()
-            if message.topic.startswith(INBOX):
-                self._replies.settle(message)
+            if self._replies.settle(message):
                 return []
             route = self._routes.find(message.topic)
         if priority or ttl is not None or deliver_at is not None or route.kept is not None:
@@ -160,7 +158,7 @@ class Broker:
             else:
                 full.append(box)
         if full is not None:
-            deliveries += await self._dispatch.squeeze(message, counts, full)
+            deliveries += await self._dispatch.squeeze(message, route, full)
         return deliveries
 
     async def publish_and_wait(
@@ -168,28 +166,20 @@ class Broker:
     ) -> list[Delivery]:
         """Publish a message, and return when every subscription has accepted it into its buffer, waiting for room whatever its policy.
 
-        Raises `Stalled`, with their names, if some have not within ``timeout`` seconds; the others have it.
+        Raises `Stalled`, with their names, if some have not within ``timeout`` seconds; the others have it. A log that has not stored it
+        in time is named in their place: nobody has it then, unless the log gets to it yet.
 
         Args:
             message: what to publish.
             timeout: seconds.
-            until: ``acknowledged``: wait until every subscription has acknowledged it.
+            until: ``acknowledged``: wait until every subscription has acknowledged it, those that read it from a log among them.
         """
-        self._check_open()
-        route = self._routes.find(message.topic)
-        deadline = monotonic() + timeout
-        deliveries, stalled = await self._dispatch.patiently(message, route, timeout)
-        if until == "acknowledged":
-            outcomes = [asyncio.ensure_future(delivery.outcome()) for delivery in deliveries]
-            if outcomes:
-                await asyncio.wait(outcomes, timeout=max(0.0, deadline - monotonic()))
-            for delivery, outcome in zip(deliveries, outcomes, strict=True):
-                if not outcome.cancel() and outcome.result() == PUBLISHED:
-                    continue
-                stalled.append(delivery.mailbox.name)
-        if stalled:
-            raise Stalled(message.topic, stalled, timeout)
-        return deliveries
+        posting = self.posting(message)
+        if not self._replies.settle(message):
+            stalled = await self._dispatch.patiently(posting, timeout, acknowledged=until == "acknowledged")
+            if stalled:
+                raise Stalled(message.topic, stalled, timeout)
+        return posting.deliveries
 
     async def request(self, message: Message, timeout: float) -> Message:
         """Publish a message and return the first answer to it (`Delivery.reply`).
@@ -224,23 +214,29 @@ class Broker:
         self._routes.forget()
 
     def hears(self, topic: str) -> bool:
-        """Say whether some subscription takes a topic. Raises `InvalidMessage`, `Closed`."""
+        """Say whether some subscription takes a topic, or a request awaits its answer there. Raises `InvalidMessage`, `Closed`."""
         self._check_open()
         route = self._route(topic)
-        return bool(route.boxes or route.fed)
+        return bool(route.boxes or route.fed) or self._replies.awaits(topic)
 
-    async def answerable(self, message: Message) -> tuple[bool, Sequence[Answer]]:
-        """Publish for somebody who answers for the message: say whether a durable log has it, and what becomes of it elsewhere.
+    def posting(self, message: Message, *, answered: bool = False) -> Posting:
+        """Begin to publish for somebody who looks after the message. Raises `InvalidMessage`, `Closed`.
 
-        What is rejected is told there, and is no dead letter here.
+        Args:
+            message: what to publish.
+            answered: whether what is rejected is kept there, and is no dead letter here.
         """
         self._check_open()
-        return await self._dispatch.answerable(message, self._route(message.topic))
+        return Posting(message, self._route(message.topic), PLAIN, answered=answered)
 
-    async def store(self, messages: Sequence[Message]) -> bool:
-        """Publish messages that one durable log keeps, stored all together; False, and nothing was done, if they are others."""
-        self._check_open()
-        return await self._dispatch.store(messages, [self._route(message.topic) for message in messages])
+    async def post(self, posting: Posting) -> None:
+        """Publish; how far that came, the posting says even if this is cancelled."""
+        if not self._replies.settle(posting.message):
+            await self._dispatch.post(posting)
+
+    async def store(self, postings: Sequence[Posting]) -> None:
+        """Publish messages that one durable log keeps, stored all together; nothing is done if they are others: see `Posting.stored`."""
+        await self._dispatch.store(postings)
 
     def stores(self, topic: str) -> bool:
         """Say whether a durable log keeps a topic. Raises `InvalidMessage`, `Closed`."""
@@ -259,6 +255,7 @@ class Broker:
             subscriptions={box.name: figures_of(box) for box in self._members.boxes()},
             scheduled=self._dispatch.scheduled,
             dead_letters=len(self.dead_letters),
+            dead_letters_overflowed=self.dead_letters.overflowed,
         )
 
     def named(self, subscription: str) -> bool:

@@ -47,7 +47,7 @@ class Custody:
         self.closed = False
         self.counts = Counts()
         self.drops = Drops(name, self.counts, settings.on_drop)
-        self.waiting = Waiting()
+        self.waiting = Waiting(in_order=settings.tenants is None)
         self.backlog: Backlog | None = None
         self._line = settings.tenants.line(house.timers, self.waiting.wake) if settings.tenants else FirstComeLine()
         self._fresh, self._placed = self._line.fresh, self._line.placed

@@ -7,49 +7,25 @@ import logging
 import time
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeVar
 
-from bridges.inprocess.feed import Feed
-from bridges.inprocess.settings import Drop, Policy
-from bridges.inprocess.spill import Spill
+from bridges.inprocess.posting import Posting
+from bridges.inprocess.settings import Policy
 from bridges.inprocess.stamps import PLAIN, Stamps
+from bridges.ports import PUBLISHED
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Collection, Coroutine, Mapping, Sequence
 
     from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.routes import Route, Routes
-    from bridges.inprocess.stats import Counts
     from bridges.inprocess.timers import Timers
     from bridges.message import Message
-    from bridges.ports import Outcome
+
+T = TypeVar("T")
 
 log = logging.getLogger("outboxd.inprocess")
-
-
-class Answer(Protocol):
-    """What will become of a message at one subscription."""
-
-    async def outcome(self) -> Outcome:
-        """Wait for it."""
-
-    def withdraw(self) -> None:
-        """Nobody waits for it any more."""
-
-
-class _FromLog:
-    """What becomes of an offset at a subscription that reads the log."""
-
-    def __init__(self, feed: Feed, offset: int) -> None:
-        self._feed = feed
-        self._offset = offset
-
-    async def outcome(self) -> Outcome:
-        return await self._feed.outcome(self._offset)
-
-    def withdraw(self) -> None:
-        """It stays in the log."""
 
 
 class Dispatch:
@@ -67,58 +43,54 @@ class Dispatch:
 
     async def special(self, message: Message, route: Route, its: Stamps) -> list[Delivery]:
         """Store a message if its topic keeps a log, and deliver it now or at its time."""
-        await self._store(message, route, its)
-        return await self._deliver(message, route, its)
+        posting = Posting(message, route, its)
+        await self.post(posting)
+        return posting.deliveries
 
-    async def store(self, messages: Sequence[Message], routes: Sequence[Route]) -> bool:
-        """Store messages that one durable log keeps, all together, and deliver them; False, and nothing is done, if they are others."""
-        logs = {id(route.kept): route.kept for route in routes}
-        kept = routes[0].kept if len(logs) == 1 else None
+    async def post(self, posting: Posting) -> None:
+        """Do the same, for somebody who has the posting."""
+        await self._store(posting)
+        await self._deliver(posting)
+
+    async def store(self, postings: Sequence[Posting]) -> None:
+        """Store messages that one durable log keeps, all together, and deliver them; nothing is done if they are others."""
+        logs = {id(posting.route.kept): posting.route.kept for posting in postings}
+        kept = postings[0].route.kept if len(logs) == 1 else None
         if kept is None or not kept.log.durable:
-            return False
-        await kept.append(messages)
-        for message, route in zip(messages, routes, strict=True):
-            await self._deliver(message, route, PLAIN)
-        return True
+            return
+        await kept.append([posting.message for posting in postings])
+        for posting in postings:
+            posting.stored = True
+        # All at once: if there is no time for those that wait for room, the others have theirs.
+        await _each([self._enter(box, posting) for posting in postings for box in self._offer(posting)])
 
-    async def answerable(self, message: Message, route: Route) -> tuple[bool, Sequence[Answer]]:
-        """Deliver a message now; return whether a durable log has stored it, and what will become of it at each subscription."""
-        offset = await self._store(message, route, PLAIN)
-        deliveries = await self._deliver(message, route, PLAIN)
-        for delivery in deliveries:
-            delivery.own.answered = True
-        feeds = [_FromLog(box.backlog, offset) for box in route.fed if isinstance(box.backlog, Feed)]
-        return route.kept is not None and route.kept.log.durable, [*deliveries, *feeds]
+    async def patiently(self, posting: Posting, timeout: float, *, acknowledged: bool) -> list[str]:
+        """Deliver a message, waiting for room whatever the policy; return the names of those that were not in time.
 
-    async def patiently(self, message: Message, route: Route, timeout: float) -> tuple[list[Delivery], list[str]]:
-        """Deliver a message, waiting for room; return the deliveries, and the names of those that had none in time."""
-        await self._store(message, route, PLAIN)
-        waits = {asyncio.ensure_future(self._wait_for_room(box, message, route.counts, PLAIN)): box.name for box in route.boxes}
-        if not waits:
-            return [], []
-        _, late = await asyncio.wait(waits, timeout=timeout)
-        for wait in late:
-            wait.cancel()
-        if late:
-            await asyncio.wait(late)
-        came = [wait.result() for wait in waits if not wait.cancelled()]
-        return [delivery for delivery in came if delivery is not None], [name for wait, name in waits.items() if wait.cancelled()]
+        If the log of its topic is not, its name is the only one, and nobody has been given the message.
+        """
+        deadline = monotonic() + timeout
+        message, route = posting.message, posting.route
+        if route.kept is not None:
+            storing = asyncio.ensure_future(self._store(posting))
+            if late := await _late({storing: f"the log of {route.kept.pattern.text!r}"}, deadline):
+                return late
+        waits = {}
+        for box in route.boxes:
+            if not box.closed and box.wants(message, route.counts) and not box.let_in(posting):
+                waits[asyncio.ensure_future(self._enter(box, posting))] = box.name
+        late = await _late(waits, deadline)
+        if acknowledged:
+            outcomes = {asyncio.ensure_future(answer.outcome()): name for name, answer in posting.answers()}
+            late += await _late(outcomes, deadline)
+            late += [name for outcome, name in outcomes.items() if not outcome.cancelled() and outcome.result() != PUBLISHED]
+        return late
 
-    async def squeeze(self, message: Message, counts: Counts, boxes: Sequence[Mailbox], its: Stamps = PLAIN) -> list[Delivery]:
-        """Deliver a message where there is no room, by the policy of each: first wherever that needs no waiting."""
-        deliveries: list[Delivery | None] = []
-        waits: list[Coroutine[object, object, Delivery | None]] = []
-        for box in boxes:
-            policy = box.settings.policy
-            if policy == Policy.BLOCK or isinstance(box.backlog, Spill):
-                waits.append(self._wait_for_room(box, message, counts, its))
-            else:
-                deliveries.append(box.displace(its, message, counts))
-        if len(waits) == 1:
-            deliveries.append(await waits[0])
-        elif waits:
-            deliveries += await asyncio.gather(*waits)
-        return [delivery for delivery in deliveries if delivery is not None]
+    async def squeeze(self, message: Message, route: Route, boxes: Sequence[Mailbox]) -> list[Delivery]:
+        """Deliver a message where there is no room, by the policy of each."""
+        posting = Posting(message, route, PLAIN)
+        await _each([self._enter(box, posting) for box in self._displace(posting, boxes)])
+        return posting.deliveries
 
     def close(self) -> None:
         """Deliver nothing more at its time."""
@@ -131,40 +103,50 @@ class Dispatch:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _store(self, message: Message, route: Route, its: Stamps) -> int:
-        return 0 if route.kept is None else await route.kept.append([message], its)
+    async def _store(self, posting: Posting) -> None:
+        kept = posting.route.kept
+        if kept is None:
+            return
+        posting.offset = await kept.append([posting.message], posting.its)
+        posting.stored = kept.log.durable
 
-    async def _deliver(self, message: Message, route: Route, its: Stamps) -> list[Delivery]:
-        now = time.time()
+    async def _deliver(self, posting: Posting) -> None:
+        its, now = posting.its, time.time()
         if its.due is not None and its.due > now:
             self.scheduled += 1
-            self._timers.at(monotonic() + its.due - now, partial(self._come_due, message, its))
-            return []
-        if not route.boxes:
-            return []
-        deliveries: list[Delivery] = []
+            self._timers.at(monotonic() + its.due - now, partial(self._come_due, posting.message, its))
+        else:
+            await _each([self._enter(box, posting) for box in self._offer(posting)])
+
+    def _offer(self, posting: Posting) -> list[Mailbox]:
+        """Deliver a message wherever that needs no waiting; return where it does."""
         full: list[Mailbox] = []
-        for box in route.boxes:
+        for box in posting.route.boxes:
             if box.closed:
                 continue
-            if not box.admits(message):
+            if box.admits(posting.message):
+                posting.came(box.put_by(posting.its, posting.message, posting.route.counts))
+            else:
                 full.append(box)
-            elif delivery := box.put_by(its, message, route.counts):
-                deliveries.append(delivery)
-        return deliveries + await self.squeeze(message, route.counts, full, its) if full else deliveries
+        return self._displace(posting, full)
 
-    async def _wait_for_room(self, box: Mailbox, message: Message, counts: Counts, its: Stamps) -> Delivery | None:
-        try:
-            while not (box.closed or box.admits(message)):
-                if isinstance(box.backlog, Spill):
-                    await box.backlog.take(message, counts, its)
-                    return None
-                await box.waiting.for_room()
-        except asyncio.CancelledError:
-            if not isinstance(box.backlog, Spill):  # which counts for itself
-                box.drops.never_came(message, counts, Drop.WITHDRAWN)
-            raise
-        return None if box.closed else box.put_by(its, message, counts)
+    def _displace(self, posting: Posting, boxes: Sequence[Mailbox]) -> list[Mailbox]:
+        """Drop where there is no room and the policy says so; return where the message has to wait. Not where nobody wants it."""
+        waits: list[Mailbox] = []
+        for box in boxes:
+            if not box.wants(posting.message, posting.route.counts):
+                continue
+            if box.settings.policy in {Policy.BLOCK, Policy.SPILL}:
+                waits.append(box)
+            else:
+                posting.came(box.displace(posting.its, posting.message, posting.route.counts))
+        return waits
+
+    async def _enter(self, box: Mailbox, posting: Posting) -> None:
+        if box.spill is not None:
+            posting.goes_behind(box, await box.spill.take(posting))
+        else:
+            await box.wait_for_room(posting)
 
     def _come_due(self, message: Message, its: Stamps) -> None:
         """The time of a message has come: to those who are subscribed by now."""
@@ -172,7 +154,7 @@ class Dispatch:
         route = self._routes.known.get(message.topic) or self._routes.find(message.topic)
         if not route.boxes or (its.expires is not None and its.expires <= time.time()):
             return
-        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._deliver(message, route, its._replace(due=None)))
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._deliver(Posting(message, route, its._replace(due=None))))
         self._tasks.add(task)
         task.add_done_callback(self._over)
 
@@ -180,3 +162,38 @@ class Dispatch:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()):
             log.error("a message that came due was not delivered: %s", problem, exc_info=problem)
+
+
+async def _each(waits: Sequence[Coroutine[object, object, None]]) -> None:
+    """Wait for all of them, also when one fails, and raise what one raised. None goes on when whoever waits is cancelled."""
+    if len(waits) == 1:
+        await waits[0]
+    elif waits:
+        tasks = [asyncio.ensure_future(wait) for wait in waits]
+        try:
+            await asyncio.wait(tasks)
+        finally:
+            await _ended(tasks)
+        for task in tasks:
+            task.result()
+
+
+async def _late(waits: Mapping[asyncio.Task[T], str], deadline: float) -> list[str]:
+    """Wait for all of them until a deadline; return the names of those that were not in time, and do not go on. Raise what one raised."""
+    if not waits:
+        return []
+    try:
+        await asyncio.wait(waits, timeout=max(0.0, deadline - monotonic()))
+    finally:
+        await _ended(waits)
+    for wait in waits:
+        if not wait.cancelled():
+            wait.result()
+    return [name for wait, name in waits.items() if wait.cancelled()]
+
+
+async def _ended(tasks: Collection[asyncio.Task[T]]) -> None:
+    """End those that still run."""
+    running = [task for task in tasks if task.cancel()]
+    if running:
+        await asyncio.wait(running)

@@ -6,18 +6,20 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from bridges.inprocess.settings import Drop
-from bridges.ports import Reason, Released
+from bridges.ports import PUBLISHED, Reason, Released
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bridges.inprocess.stats import Counts
     from bridges.message import Message
+    from bridges.ports import Outcome
 
 log = logging.getLogger("outboxd.inprocess")
 
-OUTCOMES: Final = {
+OUTCOMES: Final[dict[Drop, Outcome]] = {
     Drop.FULL: Released(Reason.FULL, "dropped: the buffer of the subscription is full"),
+    Drop.SHED: PUBLISHED,
     Drop.EXPIRED: Released(Reason.EXPIRED, "dropped: its time to live is over"),
     Drop.ENDED: Released(Reason.UNAVAILABLE, "the subscription ended before it acknowledged"),
     Drop.WITHDRAWN: Released(Reason.TIMEOUT, "its publisher waits no longer"),

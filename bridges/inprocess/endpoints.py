@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from bridges.backoff import Backoff
 from bridges.errors import Closed, InvalidMessage, LogFailed, SourceUnavailable, told
 from bridges.inprocess.delivery import Reader
+from bridges.inprocess.request import INBOX
 from bridges.ordering import Blocked, waves
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from bridges.inprocess.broker import Broker
     from bridges.inprocess.delivery import Delivery
-    from bridges.inprocess.dispatch import Answer
     from bridges.inprocess.kept import Start
+    from bridges.inprocess.posting import Posting
+    from bridges.inprocess.settings import Drop
     from bridges.message import Message
 
 _FOR_EVER: Final = Backoff()
@@ -60,30 +62,33 @@ class InProcessSink:
         """Publish in waves, so that no two messages of a key are out together. One outcome each, in order."""
         outcomes: list[Outcome] = [BEHIND] * len(messages)
         blocked = Blocked(ordered=self._ordered)
-        out: dict[int, Sequence[Answer]] = {}
+        out: dict[int, Posting] = {}
         try:
             async with asyncio.timeout(self._timeout):
-                if await self._stored_together(messages):
+                if await self._stored_together(messages, out):
                     return [PUBLISHED] * len(messages)
                 for wave in waves(messages, ordered=self._ordered):
                     await self._publish_wave(messages, wave, outcomes, blocked, out)
         except TimeoutError:
             late = Released(Reason.TIMEOUT, f"not acknowledged within {self._timeout:g} s")
-            outcomes = [late if outcome is BEHIND else outcome for outcome in outcomes]
+            for index, outcome in enumerate(outcomes):
+                if outcome is BEHIND:
+                    outcomes[index] = PUBLISHED if index in out and out[index].stored else late
         finally:
-            for answers in out.values():
-                for answer in answers:
-                    answer.withdraw()
+            for posting in out.values():
+                posting.withdraw()
         return outcomes
 
-    async def _stored_together(self, messages: Sequence[Message]) -> bool:
+    async def _stored_together(self, messages: Sequence[Message], out: dict[int, Posting]) -> bool:
         """Have one durable log store the whole call, which keeps every order. False if that cannot be: then one by one."""
         if not messages or (self._limit is not None and any(len(message.payload) > self._limit for message in messages)):
             return False
         try:
-            return await self._broker.store(messages)
+            out.update(enumerate([self._broker.posting(message, answered=True) for message in messages]))
+            await self._broker.store(list(out.values()))
         except (InvalidMessage, Closed, OSError, LogFailed):
-            return False
+            pass
+        return bool(out) and all(posting.stored for posting in out.values())
 
     async def _publish_wave(
         self,
@@ -91,8 +96,9 @@ class InProcessSink:
         wave: Sequence[int],
         outcomes: list[Outcome],
         blocked: Blocked,
-        out: dict[int, Sequence[Answer]],
+        out: dict[int, Posting],
     ) -> None:
+        awaited = []
         for index in wave:
             if messages[index] in blocked:
                 continue
@@ -104,24 +110,24 @@ class InProcessSink:
                 outcome = Released(Reason.STOPPING, str(problem))
             except (OSError, LogFailed) as problem:
                 outcome = Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
+            if index in out and out[index].stored:
+                outcome = PUBLISHED
             if outcome is not None:
                 outcomes[index] = blocked.note(messages[index], outcome)
-        for index in wave:
-            if index in out:
-                outcome = _together([await answer.outcome() for answer in out[index]])
-                outcomes[index] = blocked.note(messages[index], outcome)
+            else:
+                awaited.append(index)
+        for index in awaited:
+            outcomes[index] = blocked.note(messages[index], await out[index].outcome())
 
-    async def _hand_over(self, message: Message, index: int, out: dict[int, Sequence[Answer]]) -> Outcome | None:
-        """Publish one message; return its outcome where that is known at once, and else have its answers awaited."""
+    async def _hand_over(self, message: Message, index: int, out: dict[int, Posting]) -> Outcome | None:
+        """Publish one message; return its outcome where that is known without."""
         topic = message.topic
         if self._limit is not None and len(message.payload) > self._limit:
             return Rejected(Reason.TOO_LARGE, f"the payload is {len(message.payload)} bytes; the limit is {self._limit}")
-        if self._unheard is not PUBLISHED and not self._broker.hears(topic) and not self._broker.stores(topic):
-            return self._unheard
-        stored, answers = await self._broker.answerable(message)
-        if stored:
-            return PUBLISHED
-        out[index] = answers
+        if self._unheard is not PUBLISHED and not (self._broker.hears(topic) or self._broker.stores(topic) or topic.startswith(INBOX)):
+            return self._unheard  # an answer to a request that comes again, or too late, is let go: nobody will ever await it again
+        out[index] = self._broker.posting(message, answered=True)
+        await self._broker.post(out[index])
         return None
 
 
@@ -135,7 +141,10 @@ class InProcessSource:
         durable: the name under which a durable log remembers what was settled, over restarts.
         start: where to begin to read the log of the topics; with ``durable``, the first time only.
         name: what figures and errors call it.
-        buffer: deliveries to buffer before a publish has to wait; the broker's default if None.
+        buffer: deliveries to buffer; the broker's default if None. What claims hold is beside it, and comes back however full it is.
+        policy: what happens when it is full: ``block``: a publish waits; ``shed``: the message is dropped, and whoever publishes it is
+            told that it is published, so that nobody waits, or sends it again.
+        on_drop: called with each message that is dropped, and why; `Drop.SHED` for want of room.
         retry: how long a `Retry` waits, and after how many attempts it is rejected.
     """
 
@@ -148,9 +157,11 @@ class InProcessSource:
         start: Start | None = None,
         name: str | None = None,
         buffer: int | None = None,
+        policy: Literal["block", "shed"] = "block",
+        on_drop: Callable[[Message, Drop], None] | None = None,
         retry: Backoff | None = None,
     ) -> None:
-        # Nothing may be dropped on the way of a Bridge, and it is the Bridge that has deadlines and decides when to give up.
+        # It is the Bridge that has deadlines and decides when to give up.
         self._subscription = broker.subscribe(
             *patterns,
             group=group,
@@ -158,7 +169,8 @@ class InProcessSource:
             start=start,
             name=name,
             buffer=buffer,
-            policy="block",
+            policy=policy,
+            on_drop=on_drop,
             ack_deadline=None,
             retry=_FOR_EVER,
         ).begin()
@@ -213,12 +225,3 @@ class _InProcessBatch:
     def give_back(self) -> None:
         for delivery in self._deliveries:
             delivery.nack(failed=False)
-
-
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return what a message's several deliveries amount to: the worst of them."""
-    for kind in (Rejected, Released):
-        for outcome in outcomes:
-            if isinstance(outcome, kind):
-                return outcome
-    return PUBLISHED

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
+    from bridges.inprocess.posting import Answer
     from bridges.inprocess.stats import TopicCounts
     from bridges.inprocess.timers import Timer
     from bridges.ports import Outcome
@@ -140,6 +141,10 @@ class Feed:
         self._awaited.setdefault(offset, []).append(awaited)
         return await awaited
 
+    def answer(self, offset: int) -> Answer:
+        """Return what will become of an offset."""
+        return _Read(self, offset)
+
     def _take(self, entry: Entry) -> None:
         if entry.offset in self._done:
             self._done.discard(entry.offset)
@@ -189,3 +194,17 @@ class Feed:
     def _resume(self) -> None:
         self._resuming = False
         self._mailbox.waiting.wake()
+
+
+class _Read:
+    """What becomes of an offset at a subscription that reads the log."""
+
+    def __init__(self, feed: Feed, offset: int) -> None:
+        self._feed = feed
+        self._offset = offset
+
+    async def outcome(self) -> Outcome:
+        return await self._feed.outcome(self._offset)
+
+    def withdraw(self) -> None:
+        """It stays in the log."""

@@ -78,15 +78,15 @@ class FirstComeLine:
             return newcomer
         while self.fresh and self.fresh[0].over:
             self.fresh.popleft()
-        if self.fresh:
-            return self.fresh.popleft()
         others = [place for place in self.placed if not (place[2].over or place[2].reader)]
-        if not others:
+        if self.fresh:
+            others.append((0, self.fresh[0].number, self.fresh[0]))
+        lowest = max((place[0] for place in others), default=None)
+        if lowest is None or -lowest > newcomer.priority:
             return newcomer
-        lowest = max(place[0] for place in others)
         victim = min(place for place in others if place[0] == lowest)
-        if -lowest > newcomer.priority:
-            return newcomer
+        if self.fresh and victim[2] is self.fresh[0]:
+            return self.fresh.popleft()
         self.placed.remove(victim)
         heapq.heapify(self.placed)
         return victim[2]

@@ -13,8 +13,11 @@ from bridges.inprocess.settings import Drop, Policy
 
 if TYPE_CHECKING:
     from bridges.inprocess.delivery import Delivery
+    from bridges.inprocess.feed import Feed
     from bridges.inprocess.house import House
+    from bridges.inprocess.posting import Posting
     from bridges.inprocess.settings import Settings
+    from bridges.inprocess.spill import Spill
     from bridges.inprocess.stamps import Stamps
     from bridges.inprocess.stats import Counts
     from bridges.message import Message
@@ -25,14 +28,16 @@ class Mailbox(Custody):
 
     Attributes:
         size: how many may wait here; 0 while what comes goes behind the buffer.
-        fed: whether it reads a log, and has nothing put into it.
+        spill: what takes in what there is no room for, if it is to be kept; the `backlog` then.
+        feed: what reads a log, if it does, and has nothing put into it; the `backlog` then.
         numbers: how many ever came here.
     """
 
     def __init__(self, name: str, settings: Settings, house: House) -> None:
         super().__init__(name, settings, house)
         self.size = settings.buffer
-        self.fed = False
+        self.spill: Spill | None = None
+        self.feed: Feed | None = None
         self.numbers = 0
         self._append = self._line.append
         self._filter = settings.filter
@@ -80,17 +85,30 @@ class Mailbox(Custody):
             self.waiting.wake()
         return delivery
 
-    def displace(self, terms: Stamps, message: Message, topic: Counts) -> Delivery | None:
-        """Take in a message where there is no room, by dropping it or another; None if the filter keeps it out."""
-        if not self.wants(message, topic):
-            return None
+    def let_in(self, posting: Posting) -> bool:
+        """Take in a message that the filter wants if there is room; True as well if it is in vain to wait for that."""
+        if not self.closed:
+            if not self.admits(posting.message):
+                return False
+            posting.route.counts.published += 1
+            posting.came(self.line_up(posting.its, posting.message, posting.route.counts))
+        return True
+
+    async def wait_for_room(self, posting: Posting) -> None:
+        """Take in a message that the filter wants as soon as there is room for it and those that came before; not if this ends first."""
+        if not self.let_in(posting):
+            gave_up = partial(self.drops.never_came, posting.message, posting.route.counts, Drop.WITHDRAWN)
+            await self.waiting.for_room(partial(self.let_in, posting), gave_up)
+
+    def displace(self, terms: Stamps, message: Message, topic: Counts) -> Delivery:
+        """Take in a message that the filter wants where there is no room, by dropping it or another."""
         topic.published += 1
         delivery = self._made(message, topic)
         delivery.own.priority = terms.priority
         victim = self._line.evict(delivery, oldest=self.settings.policy == Policy.DROP_OLDEST)
         if victim is not delivery:
             self._place(delivery, terms)
-        self.drop(victim, Drop.FULL)
+        self.drop(victim, Drop.SHED if self.settings.policy == Policy.SHED else Drop.FULL)
         return delivery
 
     def admits(self, message: Message) -> bool:

@@ -127,7 +127,7 @@ class Members:
     def _attach_log(self, box: Mailbox, terms: Terms) -> None:
         settings = terms.settings
         if settings.spill_to is not None:
-            box.backlog = Spill(settings.spill_to, box)
+            box.backlog = box.spill = Spill(settings.spill_to, box)
         elif terms.start is not None or terms.durable is not None or settings.policy == Policy.SPILL:
             setting = "start" if terms.start is not None else "durable" if terms.durable is not None else "policy: 'spill'"
             kept = self._logs.covering(terms.patterns, setting)
@@ -147,8 +147,7 @@ class Members:
             )
             if cursor is not None:
                 cursor.follow(feed)
-            box.backlog = feed
-            box.fed = True
+            box.backlog = box.feed = feed
 
 
 def _check_same(ours: Terms, theirs: Terms) -> None:

@@ -75,7 +75,10 @@ class BrokerMetrics:
         yield from (lag, queue, handler, tenants)
         scheduled = GaugeMetricFamily("outbox_inprocess_scheduled_messages", "Messages that wait for their time", labels=_LABELS[:1])
         letters = GaugeMetricFamily("outbox_inprocess_dead_letters", "Dead letters kept", labels=_LABELS[:1])
+        text = "Dead letters let go because there was no room for more"
+        overflowed = CounterMetricFamily("outbox_inprocess_dead_letters_overflowed", text, labels=_LABELS[:1])
         for name, its in figures.items():
             scheduled.add_metric([name], its.scheduled)
             letters.add_metric([name], its.dead_letters)
-        yield from (scheduled, letters)
+            overflowed.add_metric([name], its.dead_letters_overflowed)
+        yield from (scheduled, letters, overflowed)

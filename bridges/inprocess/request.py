@@ -36,11 +36,16 @@ class Replies:
         finally:
             del self._awaited[topic]
 
-    def settle(self, message: Message) -> None:
-        """An answer has come. One that nobody awaits any more is let go."""
+    def awaits(self, topic: str) -> bool:
+        """Say whether an answer is awaited at a topic."""
+        return topic in self._awaited
+
+    def settle(self, message: Message) -> bool:
+        """Say whether a message is an answer, which goes to who awaits it and nowhere else; if nobody does any more, it is let go."""
         answer = self._awaited.get(message.topic)
         if answer is not None and not answer.done():
             answer.set_result(message)
+        return message.topic.startswith(INBOX)
 
 
 def answer_to(request: Message, payload: bytes, content_type: str | None, headers: Mapping[str, str]) -> Message:

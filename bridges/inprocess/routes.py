@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from bridges.inprocess.request import INBOX
 from bridges.inprocess.settings import Policy
 from bridges.inprocess.stats import Counts, TopicCounts
 from bridges.inprocess.trie import Trie
@@ -59,9 +60,13 @@ class Routes:
     def find(self, topic: str) -> Route:
         """Look a topic up. Raises `InvalidMessage` for one that cannot be."""
         check_topic(topic)
+        if topic.startswith(INBOX):  # of which there is one for every request: none is remembered, and no pattern reaches any
+            return Route((), (), None, Counts())
         found = self._trie.match(topic)
-        fed = tuple(box for box in found if box.fed)
-        route = Route(tuple(box for box in found if not box.fed), fed, self._logs.of(topic), self.counts.of(topic) if found else Counts())
+        fed = tuple(box for box in found if box.feed is not None)
+        route = Route(
+            tuple(box for box in found if box.feed is None), fed, self._logs.of(topic), self.counts.of(topic) if found else Counts()
+        )
         blocking = [box.name for box in route.boxes if box.settings.policy == Policy.BLOCK]
         if len(blocking) > 1 and not route.counts.warned:
             route.counts.warned = True
@@ -98,5 +103,5 @@ class Routes:
         for message in messages:
             route = self.known.get(message.topic)
             for box in self._trie.match(message.topic) if route is None else route.fed:
-                if box.fed:
+                if box.feed:
                     box.waiting.wake()

@@ -28,9 +28,11 @@ class Policy(StrEnum):
     """Its publisher waits for room."""
     SPILL = "spill"
     """It goes to the subscription's log, and comes from there when there is room."""
+    SHED = "shed"
+    """It is dropped, and that is as good as acknowledged: whoever waits for its outcome is told that it is published."""
 
 
-PolicyName: TypeAlias = Literal["drop_newest", "drop_oldest", "block", "spill"]
+PolicyName: TypeAlias = Literal["drop_newest", "drop_oldest", "block", "spill", "shed"]
 
 
 class Drop(StrEnum):
@@ -38,6 +40,8 @@ class Drop(StrEnum):
 
     FULL = "full"
     """The buffer had no room for it."""
+    SHED = "shed"
+    """The buffer had no room for it, and the subscription does without it."""
     EXPIRED = "expired"
     """Its time to live was over before it was its turn."""
     ENDED = "ended"

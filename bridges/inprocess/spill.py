@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from bridges.errors import Evicted
+from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.settings import Drop
 
 if TYPE_CHECKING:
+    from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
-    from bridges.inprocess.stamps import Stamps
+    from bridges.inprocess.posting import Posting
     from bridges.inprocess.stats import Counts
-    from bridges.message import Message
     from bridges.ports import Outcome
 
 
@@ -24,7 +26,7 @@ class Spill:
     def __init__(self, log: Log, mailbox: Mailbox) -> None:
         self._log = log
         self._mailbox = mailbox
-        self._spilled: deque[tuple[int, Counts]] = deque()
+        self._spilled: OrderedDict[int, Spilled] = OrderedDict()
         self._appending = 0
         self._read_ahead: dict[int, Entry] = {}
 
@@ -33,15 +35,14 @@ class Spill:
         """How many messages are in the log and not back yet."""
         return len(self._spilled)
 
-    async def take(self, message: Message, topic: Counts, its: Stamps) -> None:
+    async def take(self, posting: Posting) -> Spilled:
         """Put a message there. If the log fails, the message is dropped, and the error is the publisher's to see."""
         mailbox = self._mailbox
-        if not mailbox.wants(message, topic):
-            return
+        message, topic = posting.message, posting.route.counts
         mailbox.size = 0
         self._appending += 1
         try:
-            offset = await self._log.append([message], time.time(), its)
+            offset = await self._log.append([message], time.time(), posting.its)
         except BaseException:  # whatever a log raises, or its publisher's cancellation: either way it is not here, and is counted so
             mailbox.drops.never_came(message, topic, Drop.FULL)
             raise
@@ -49,11 +50,18 @@ class Spill:
             self._appending -= 1
         topic.published += 1
         mailbox.counts.published += 1
-        self._spilled.append((offset, topic))
+        spilled = self._spilled[offset] = Spilled(self, offset, topic, answered=posting.answered)
         if mailbox.closed:
             self.close()
         else:
             mailbox.waiting.wake()
+        return spilled
+
+    def withdraw(self, spilled: Spilled) -> None:
+        """One that is there is not to be delivered."""
+        if self._spilled.pop(spilled.offset, None) is not None:
+            self._lost(spilled, Drop.WITHDRAWN)
+            self._open_if_empty()
 
     @property
     def ready(self) -> bool:
@@ -66,18 +74,16 @@ class Spill:
         room = mailbox.settings.buffer - mailbox.queued
         came = False
         while self._spilled and room > 0:
-            offset, topic = self._spilled.popleft()
-            entry = self._read(offset, room)
+            spilled = self._spilled.popitem(last=False)[1]
+            entry = self._read(spilled.offset, room)
             if entry is None:
-                self._lost(topic)
+                self._lost(spilled, Drop.EVICTED)
                 continue
             mailbox.counts.published -= 1
-            mailbox.line_up(entry.stamps, entry.message, topic)
+            spilled.came(mailbox.line_up(entry.stamps, entry.message, spilled.topic))
             came = True
             room -= 1
-        if not (self._spilled or self._appending):
-            self._read_ahead = {}
-            mailbox.size = mailbox.settings.buffer
+        self._open_if_empty()
         return came
 
     def done(self, offset: int, outcome: Outcome) -> None:
@@ -86,7 +92,7 @@ class Spill:
     def close(self) -> None:
         """What is still in the log is dropped."""
         while self._spilled:
-            self._lost(self._spilled.popleft()[1])
+            self._lost(self._spilled.popitem(last=False)[1], Drop.ENDED)
 
     def _read(self, offset: int, ahead: int) -> Entry | None:
         if offset not in self._read_ahead:
@@ -96,6 +102,68 @@ class Spill:
                 self._read_ahead = {}
         return self._read_ahead.get(offset)
 
-    def _lost(self, topic: Counts) -> None:
-        topic.dropped += 1
+    def _lost(self, spilled: Spilled, why: Drop) -> None:
+        spilled.topic.dropped += 1
         self._mailbox.counts.dropped += 1
+        spilled.lost(OUTCOMES[why])
+
+    def _open_if_empty(self) -> None:
+        """Once nothing is there, what comes goes into the buffer again."""
+        if not (self._spilled or self._appending):
+            self._read_ahead = {}
+            self._mailbox.size = self._mailbox.settings.buffer
+
+
+class Spilled:
+    """What becomes of a message that is there: it comes back as a delivery, or is lost.
+
+    Args:
+        spill: where it is.
+        offset: its place in the log.
+        topic: the counters of its topic.
+        answered: whether its publisher keeps what is rejected.
+    """
+
+    __slots__ = ("_delivery", "_outcome", "_over", "_spill", "answered", "offset", "topic")
+
+    def __init__(self, spill: Spill, offset: int, topic: Counts, *, answered: bool) -> None:
+        self._spill = spill
+        self.offset = offset
+        self.topic = topic
+        self.answered = answered
+        self._delivery: Delivery | None = None
+        self._outcome: Outcome | None = None
+        self._over: asyncio.Future[None] | None = None
+
+    def came(self, delivery: Delivery) -> None:
+        """It is in the buffer."""
+        if self.answered:
+            delivery.own.answered = True
+        self._delivery = delivery
+        self._tell()
+
+    def lost(self, outcome: Outcome) -> None:
+        """It will not come."""
+        self._outcome = outcome
+        self._tell()
+
+    async def outcome(self) -> Outcome:
+        """Wait until it has come back, and for the end of that delivery."""
+        while self._outcome is None:
+            if self._delivery is not None:
+                return await self._delivery.outcome()
+            if self._over is None:
+                self._over = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._over)
+        return self._outcome
+
+    def withdraw(self) -> None:
+        """Nobody waits for it any more: it is not to come back."""
+        if self._delivery is not None:
+            self._delivery.withdraw()
+        else:
+            self._spill.withdraw(self)
+
+    def _tell(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)

@@ -93,12 +93,21 @@ class SubscriptionFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """A copy of every figure of a broker, by topic and by the name of the subscription."""
+    """A copy of every figure of a broker.
+
+    Attributes:
+        topics: by topic.
+        subscriptions: by the name of the subscription, or queue group.
+        scheduled: messages that wait for their time.
+        dead_letters: those that are kept.
+        dead_letters_overflowed: those that were let go because there was no room for more.
+    """
 
     topics: dict[str, TopicFigures]
     subscriptions: dict[str, SubscriptionFigures]
     scheduled: int
     dead_letters: int
+    dead_letters_overflowed: int
 
 
 def figures_of(box: Mailbox) -> SubscriptionFigures:

@@ -7,15 +7,22 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bridges.inprocess.delivery import Reader
 
 
 class Waiting:
-    """Both are woken one by one, so that a message wakes one reader, and room wakes one publisher."""
+    """Readers are woken one by one, so that a message wakes one of them; publishers are let in, so that none can go before them.
 
-    def __init__(self) -> None:
+    Args:
+        in_order: whether no publisher is let in before one that came earlier; False where there can be room for one and not for another.
+    """
+
+    def __init__(self, *, in_order: bool = True) -> None:
         self.readers: list[tuple[asyncio.Future[None], Reader]] = []
-        self.publishers: deque[asyncio.Future[None]] | None = None
+        self.publishers: deque[tuple[asyncio.Future[None], Callable[[], bool]]] | None = None
+        self._in_order = in_order
 
     async def for_reader(self, reader: Reader) -> None:
         """Wait until there may be something that ``reader`` may take."""
@@ -33,39 +40,48 @@ class Waiting:
 
     def wake(self) -> None:
         """Wake the first reader that may take something."""
-        for place, (woken, reader) in enumerate(self.readers):
-            if reader.out < reader.prefetch:
-                del self.readers[place]
-                if not woken.done():
-                    woken.set_result(None)
-                    return
-                break
-        else:
-            return
-        self.wake()
+        place = 0
+        while place < len(self.readers):
+            woken, reader = self.readers[place]
+            if reader.out >= reader.prefetch:
+                place += 1
+                continue
+            del self.readers[place]
+            if not woken.done():  # or it is cancelled, and does not know yet
+                woken.set_result(None)
+                return
 
-    async def for_room(self) -> None:
-        """Wait until there may be room."""
-        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def for_room(self, enter: Callable[[], bool], gave_up: Callable[[], object]) -> None:
+        """Wait until ``enter``, which is called when there may be room, has gone in and says so; ``gave_up`` if cancelled before."""
+        entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (entered, enter)
         if self.publishers is None:
             self.publishers = deque()
-        self.publishers.append(room)
+        self.publishers.append(place)
         try:
-            await room
+            await entered
         except asyncio.CancelledError:
-            if not room.cancelled():
-                self.make_room()
-            elif room in self.publishers:
-                self.publishers.remove(room)
+            if entered.cancelled():
+                gave_up()
+                if place in self.publishers:
+                    self.publishers.remove(place)
             raise
 
     def make_room(self) -> None:
-        """Wake the first publisher."""
-        while self.publishers:
-            room = self.publishers.popleft()
-            if not room.done():
-                room.set_result(None)
+        """Let publishers in, as far as there is room."""
+        publishers = self.publishers
+        place = 0
+        while publishers and place < len(publishers):
+            entered, enter = publishers[place]
+            if entered.done():  # it is cancelled, and does not know yet
+                del publishers[place]
+            elif enter():
+                del publishers[place]
+                entered.set_result(None)
+            elif self._in_order:
                 return
+            else:
+                place += 1
 
     def wake_all(self) -> None:
         """Wake everybody: they look for themselves what has changed."""
@@ -73,5 +89,4 @@ class Waiting:
         for woken, _ in readers:
             if not woken.done():
                 woken.set_result(None)
-        while self.publishers:
-            self.make_room()
+        self.make_room()

@@ -6,7 +6,7 @@ Clients are imported by the broker that needs them, so that an installation with
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from datetime import timedelta
 
-    from bridges.inprocess import Broker as Embedded
-    from bridges.inprocess import Subscription
     from bridges.message import Message
     from bridges.ports import Sink, Source
     from outbox.daemon.config import RouteSection
@@ -185,40 +183,26 @@ class _InProcessBroker:
         return InProcessSource(self.embedded, *(topics or patterns), group=consumer)
 
     def source_of_bridge(self, bridge: BridgeSection, routes: Sequence[RouteSection], count_drop: Callable[[], object]) -> Source:
-        from bridges.inprocess import InProcessSource
+        from bridges.inprocess import Drop, InProcessSource
 
-        buffer = bridge.buffer or self._section.buffer
-        broker = cast("Embedded", _Dropping(self.embedded, count_drop)) if bridge.when_full == "drop" else self.embedded
-        return InProcessSource(broker, *(bridge.topics or [bridge.takes]), group=bridge.consumer, buffer=buffer)
+        def dropped(_: Message, why: Drop) -> None:
+            if why is Drop.SHED:
+                count_drop()
+
+        return InProcessSource(
+            self.embedded,
+            *(bridge.topics or [bridge.takes]),
+            group=bridge.consumer,
+            buffer=bridge.buffer or self._section.buffer,
+            policy="shed" if bridge.when_full == "drop" else "block",
+            on_drop=dropped,
+        )
 
     async def problems(self, routes: Sequence[RouteSection]) -> list[str]:
         return []
 
     async def risks(self, routes: Sequence[RouteSection], consumed: Sequence[str], keep: timedelta | None) -> list[tuple[str, str]]:
         return []
-
-
-class _Dropping:
-    """What a source subscribes to if it is to drop what its buffer has no room for.
-
-    By a filter, which keeps a message out of this subscription and no other: of one that the broker itself drops, its publisher would be
-    told that it was not acknowledged, and send it again.
-    """
-
-    def __init__(self, broker: Embedded, count_drop: Callable[[], object]) -> None:
-        self._broker = broker
-        self._count_drop = count_drop
-
-    def subscribe(self, *patterns: str, buffer: int, **options: Any) -> Subscription:
-        def has_room(_: Message) -> bool:
-            if subscription.mailbox.queued < buffer:
-                return True
-            self._count_drop()
-            return False
-
-        # One more than ever waits: its publishers are never held up.
-        subscription = self._broker.subscribe(*patterns, buffer=buffer + 1, filter=has_room, **options)
-        return subscription
 
 
 def destinations(patterns: Sequence[str], routes: Sequence[RouteSection]) -> list[str]:

@@ -50,6 +50,7 @@ class Books:
                 {"policy": "drop_oldest", "group": "g"},
                 {"policy": "drop_oldest", "group": "g"},
                 {"policy": "drop_newest", "ack_deadline": 0.0005},
+                {"policy": "shed"},
                 {"policy": "drop_newest", "filter": lambda message: message.key != "k"},
             )
         ]

@@ -11,6 +11,7 @@ import pytest
 
 from bridges.errors import ConfigurationError, Evicted, LogFailed
 from bridges.inprocess import Broker, Drop, Entry, InProcessSink, InProcessSource, MemoryLog
+from bridges.inprocess.durable import DurableLog
 from bridges.inprocess.log import Place
 from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.message import Message, uuid7
@@ -19,6 +20,7 @@ from tests.engines.deadline import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from bridges.inprocess import Subscription
 
@@ -514,3 +516,36 @@ async def test_dead_letters_of_a_durable_name_come_again_when_they_are_gone_with
             delivery.ack()
         await broker.aclose()
     assert cursors.saved == {"d": Place(5, frozenset({6, 7, 8, 9, 10}), frozenset({4}))}
+
+
+async def test_what_was_taken_before_the_log_raises_is_given_to_the_reader() -> None:
+    broker = Broker()
+    broker.keep("t", MemoryLog(max_messages=4))
+    async with broker.subscribe("t", start="beginning", buffer=2) as subscription:
+        for number in range(4):
+            await broker.publish(Message(uuid7(), "t", str(number).encode()))
+        assert len(subscription.take_nowait(1)) == 1
+        for number in range(4, 13):
+            await broker.publish(Message(uuid7(), "t", str(number).encode()))
+        assert [int(delivery.payload) for delivery in await subscription.take(9)] == [1]
+        with pytest.raises(Evicted):
+            await subscription.take(9)
+
+
+async def test_a_message_that_is_stored_is_published_though_a_subscription_beside_the_log_has_no_room(tmp_path: Path) -> None:
+    """It waits for room as long as it may; sending it again would only store it again."""
+    log = await DurableLog.open(tmp_path / "log")
+    broker = Broker()
+    broker.keep("t", log)
+    full, free = broker.subscribe("t", name="full", buffer=1, policy="block").begin(), broker.subscribe("t", name="free").begin()
+    sink = InProcessSink(broker, timeout=0.05)
+    messages = [Message(uuid7(), "t", str(number).encode()) for number in range(3)]
+    assert await sink.publish(messages) == [PUBLISHED] * 3
+    assert log.next == 3
+    assert [len(subscription.take_nowait(9)) for subscription in (full, free)] == [1, 3]
+    assert broker.figures().subscriptions["full"].dropped == 2
+    one_by_one = InProcessSink(broker, timeout=0.05, max_payload=1)
+    large = Message(uuid7(), "t", b"22")
+    outcomes = await one_by_one.publish([messages[0], large])
+    assert outcomes[0] == PUBLISHED
+    await broker.aclose()

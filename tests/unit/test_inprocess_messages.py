@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bridges.errors import ConfigurationError, InvalidMessage, NoReply
-from bridges.inprocess import Broker, DataclassCodec, Drop, Functions, Topic
+from bridges.inprocess import Broker, DataclassCodec, Drop, Functions, InProcessSink, Topic
 from bridges.message import Message, uuid7
-from bridges.ports import Reason
+from bridges.ports import PUBLISHED, Reason
 from tests.engines.deadline import eventually
 
 
@@ -209,3 +209,25 @@ async def test_mistakes_are_named() -> None:
         Topic[int]("numbers.*", codec=Functions(bytes, len))
     with pytest.raises(ConfigurationError, match="codec: int is not a dataclass"):
         DataclassCodec(int)
+
+
+async def test_an_answer_arrives_however_it_is_published_and_whoever_asked_before() -> None:
+    """Over a sink, say, which asks first whether anybody is there; one that comes again, or too late, is let go."""
+    broker = Broker()
+    sink = InProcessSink(broker, timeout=10)
+    async with broker.subscribe("square") as subscription:
+        for answering in ("publish", "publish_and_wait", "sink"):
+            asking = asyncio.create_task(broker.request(Message(uuid7(), "square", b"2"), 20))
+            [request] = await asyncio.wait_for(subscription.take(1), 10)
+            topic = request.headers["reply-to"]
+            assert broker.hears(topic)
+            answer = Message(uuid7(), topic, b"4")
+            if answering == "publish":
+                await broker.publish(answer)
+            elif answering == "publish_and_wait":
+                await broker.publish_and_wait(answer, 10)
+            else:
+                assert await sink.publish([answer]) == [PUBLISHED]
+            assert (await asyncio.wait_for(asking, 10)).payload == b"4"
+            assert not broker.hears(topic)
+            assert await sink.publish([answer]) == [PUBLISHED]

@@ -43,6 +43,20 @@ async def test_every_figure_is_a_metric() -> None:
         assert 0 < seconds.handler_seconds < 10
 
 
+async def test_dead_letters_that_were_let_go_are_counted() -> None:
+    broker = Broker(max_dead_letters=2)
+    registry = CollectorRegistry()
+    BrokerMetrics({"local": broker}, registry)
+    async with broker.subscribe() as subscription:
+        for _ in range(5):
+            await broker.publish(made())
+        for delivery in subscription.take_nowait(9):
+            delivery.reject(Reason.INVALID, "")
+        assert registry.get_sample_value("outbox_inprocess_dead_letters", {"broker": "local"}) == 2
+        assert registry.get_sample_value("outbox_inprocess_dead_letters_overflowed_total", {"broker": "local"}) == 3
+        assert broker.figures().dead_letters_overflowed == 3
+
+
 async def test_brokers_of_one_registry_are_told_apart() -> None:
     here, there = Broker(), Broker()
     registry = CollectorRegistry()

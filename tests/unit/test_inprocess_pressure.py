@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bridges.errors import Closed, ConfigurationError, InvalidPattern, Stalled
-from bridges.inprocess import Broker, Drop, MemoryLog, State
+from bridges.inprocess import Broker, Drop, InProcessSink, MemoryLog, State
+from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.message import Message, uuid7
+from bridges.ports import PUBLISHED, Reason, Released
+from tests.engines.deadline import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def made(payload: bytes | int = b"", topic: str = "orders.created", key: str | None = None) -> Message:
@@ -241,7 +248,7 @@ def test_bad_settings_are_refused_with_the_text_and_the_position() -> None:
     for settings, words in (
         ({"buffer": 0}, "buffer: 0 is below 1"),
         ({"buffer": -5}, "buffer: -5 is below 1"),
-        ({"policy": "drop_random"}, "policy: 'drop_random' is not one of drop_newest, drop_oldest, block, spill"),
+        ({"policy": "drop_random"}, "policy: 'drop_random' is not one of drop_newest, drop_oldest, block, spill, shed"),
         ({"prefetch": 0}, "prefetch: 0 is below 1"),
         ({"ack_deadline": 0.0}, "ack_deadline: 0.0 is not above 0"),
         ({"group": "a", "durable": "b"}, "group: 'a' beside durable 'b'"),
@@ -265,3 +272,168 @@ async def test_a_publisher_that_waits_goes_on_when_what_is_before_it_expires() -
         await broker.publish(made(1), ttl=0.02)
         await asyncio.wait_for(broker.publish(made(2)), 10)
         assert [int(delivery.payload) for delivery in await subscription.take(9)] == [2]
+
+
+async def test_a_publisher_that_waits_is_not_overtaken() -> None:
+    """Room is given to who waits for it: one that comes when there has just been room goes behind them, and none of them to the end."""
+    broker = Broker()
+    async with broker.subscribe(buffer=1, policy="block") as subscription:
+        await broker.publish(made(0))
+        waiting = [asyncio.create_task(broker.publish(made(number))) for number in range(1, 4)]
+        await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(broker.publish(made(4))))  # its turn is before that of those who are woken below
+        seen = [int(delivery.payload) for delivery in subscription.take_nowait(1)]
+        while len(seen) < 5:
+            seen += [int(delivery.payload) for delivery in await asyncio.wait_for(subscription.take(1), 10)]
+        assert seen == [0, 1, 2, 3, 4]
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+
+
+async def test_a_message_that_the_filter_keeps_out_does_not_wait_for_room() -> None:
+    broker = Broker()
+    dropped: list[Message] = []
+    async with broker.subscribe(
+        buffer=1, policy="block", filter=lambda message: message.payload == b"1", on_drop=lambda message, _: dropped.append(message)
+    ) as subscription:
+        await broker.publish(made(1))
+        assert await asyncio.wait_for(broker.publish(made(2)), 10) == []
+        assert await broker.publish_and_wait(made(2), 0) == []
+        assert await InProcessSink(broker, timeout=10).publish([made(2)]) == [PUBLISHED]
+        assert (broker.figures().subscriptions[">"].published, dropped) == (1, [])
+        assert len(subscription.take_nowait(9)) == 1
+
+
+async def test_what_is_shed_is_counted_and_told_and_no_trouble_of_its_publisher() -> None:
+    broker = Broker()
+    told: list[tuple[int, Drop]] = []
+    async with (
+        broker.subscribe(buffer=2, policy="shed", on_drop=lambda message, why: told.append((int(message.payload), why))) as subscription,
+        broker.subscribe(policy="block", name="beside") as beside,
+    ):
+        await publish(broker, 3)
+        assert told == [(2, Drop.SHED)]
+        publishing = asyncio.create_task(InProcessSink(broker, timeout=10).publish([made(3)]))
+        for delivery in await asyncio.wait_for(beside.take(3), 10):
+            delivery.ack()
+        for delivery in await asyncio.wait_for(beside.take(1), 10):
+            delivery.ack()
+        assert await asyncio.wait_for(publishing, 10) == [PUBLISHED]
+        assert told == [(2, Drop.SHED), (3, Drop.SHED)]
+        assert [int(delivery.payload) for delivery in subscription.take_nowait(9)] == [0, 1]
+        assert broker.figures().subscriptions[">"].dropped == 2
+
+
+async def test_what_only_went_to_a_spill_is_not_published() -> None:
+    """A spill is no acknowledgement: what nobody acknowledged in time is released, and taken out of the spill again."""
+    broker = Broker()
+    async with broker.subscribe(buffer=1, policy="spill", spill_to=MemoryLog()) as subscription:
+        await broker.publish(made(0))
+        sink = InProcessSink(broker, timeout=0.05)
+        for _ in range(3):
+            outcomes = await sink.publish([made(number) for number in range(1, 4)])
+            assert [outcome.reason for outcome in outcomes if isinstance(outcome, Released)] == [Reason.TIMEOUT] * 3
+            assert broker.figures().subscriptions[">"].lag == 1
+        publishing = asyncio.create_task(InProcessSink(broker, timeout=20).publish([made(number) for number in range(1, 4)]))
+        seen: list[int] = []
+        while len(seen) < 4:
+            for delivery in await asyncio.wait_for(subscription.take(1), 10):
+                seen.append(int(delivery.payload))
+                assert not publishing.done()
+                delivery.ack()
+        assert seen == [0, 1, 2, 3]
+        assert await asyncio.wait_for(publishing, 10) == [PUBLISHED] * 3
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.delivered, figures.dropped) == (13, 4, 9)
+
+
+async def test_what_ends_in_a_spill_is_told_to_its_publisher() -> None:
+    broker = Broker()
+    subscription = broker.subscribe(buffer=1, policy="spill", spill_to=MemoryLog(max_messages=1)).begin()
+    await broker.publish(made(0))
+    publishing = asyncio.create_task(InProcessSink(broker, timeout=20).publish([made(1), made(2)]))
+    await eventually(lambda: _is(broker.figures().subscriptions[">"].lag == 3))
+    assert len(subscription.take_nowait(1)) == 1
+    assert [int(delivery.payload) for delivery in subscription.take_nowait(1)] == [2], "1 was evicted"
+    subscription.unsubscribe()
+    evicted, ended = await asyncio.wait_for(publishing, 10)
+    assert (evicted, ended) == (
+        Released(Reason.FULL, "dropped: the log of the subscription has evicted it"),
+        Released(Reason.UNAVAILABLE, "the subscription ended before it acknowledged"),
+    )
+
+
+async def test_until_acknowledged_waits_for_those_that_have_it_in_a_log() -> None:
+    broker = Broker()
+    broker.keep("kept", MemoryLog())
+    async with (
+        broker.subscribe("kept", start="live", name="reader") as reader,
+        broker.subscribe("spilled", buffer=1, policy="spill", spill_to=MemoryLog(), name="spiller") as spiller,
+    ):
+        await broker.publish(made(topic="spilled"))
+        for topic, subscription in (("kept", reader), ("spilled", spiller)):
+            with pytest.raises(Stalled) as stalled:
+                await broker.publish_and_wait(made(topic=topic), 0.05, until="acknowledged")
+            assert stalled.value.names == (subscription.name,)
+            waiting = asyncio.create_task(broker.publish_and_wait(made(b"last", topic=topic), 20, until="acknowledged"))
+            payload = b""
+            while payload != b"last":
+                for delivery in await asyncio.wait_for(subscription.take(1), 10):
+                    payload = delivery.payload
+                    assert not waiting.done()
+                    delivery.ack()
+            await asyncio.wait_for(waiting, 10)
+
+
+async def test_publish_and_wait_leaves_nothing_behind_when_it_is_cancelled() -> None:
+    broker = Broker()
+    async with broker.subscribe(name="one", buffer=1, policy="block") as one, broker.subscribe(name="two", buffer=1) as two:
+        await broker.publish(made(0))
+        waiting = asyncio.create_task(broker.publish_and_wait(made(1), 60))
+        await eventually(lambda: _is(all(subscription.mailbox.waiting.publishers for subscription in (one, two))))
+        before = asyncio.all_tasks() - {waiting}
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert {task for task in asyncio.all_tasks() if not task.done()} <= before
+        for subscription in (one, two):
+            assert [int(delivery.payload) for delivery in subscription.take_nowait(9)] == [0]
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.delivered, figures.dropped, figures.queued) == (4, 2, 2, 0)
+
+
+async def test_publish_and_wait_waits_no_longer_for_a_log_than_it_says() -> None:
+    class Slow(MemoryLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    broker = Broker()
+    broker.keep("orders.>", Slow())
+    async with broker.subscribe():
+        with pytest.raises(Stalled, match=r"the log of 'orders\.>'"):
+            await asyncio.wait_for(broker.publish_and_wait(made(), 0.05), 10)
+
+
+async def test_a_message_passes_over_any_number_of_readers_that_are_cancelled() -> None:
+    broker = Broker()
+    async with broker.subscribe() as subscription:
+        cancelled = [asyncio.create_task(subscription.take(1)) for _ in range(3000)]
+        waits = asyncio.create_task(subscription.take(1))
+        await asyncio.sleep(0)
+        for task in cancelled:
+            task.cancel()
+        await broker.publish(made(1))
+        assert [int(delivery.payload) for delivery in await asyncio.wait_for(waits, 10)] == [1]
+
+
+async def test_drop_oldest_drops_the_lowest_priority_first() -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=2, policy="drop_oldest") as subscription:
+        await broker.publish(made(b"low"), priority=-5)
+        await publish(broker, 2)
+        await broker.publish(made(b"lower"), priority=-9)
+        assert [delivery.payload for delivery in subscription.take_nowait(9)] == [b"0", b"1"]
+
+
+async def _is(condition: bool) -> bool:
+    return condition
