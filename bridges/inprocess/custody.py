@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bridges.inprocess.house import House
     from bridges.inprocess.settings import Settings
 
-_QUEUED: Final = State.QUEUED
 _DELIVERED: Final = State.DELIVERED
 _DONE: Final = State.DONE
 
@@ -70,9 +69,9 @@ class Custody:
         delivery = None
         if self._fresh and not self._placed:  # the plain way, without a call
             delivery = self._fresh.popleft()
-            if delivery.state is not _QUEUED or delivery.message.key is not None:
-                delivery = self._shelf.sift(delivery, reader)
-        if delivery is None and (delivery := self._pop(reader)) is None:
+            if delivery.details is not None or delivery.message.key is not None:
+                delivery = self._in_time(self._shelf.sift(delivery, reader), now)
+        if delivery is None and (delivery := self._pop(reader, now)) is None:
             return None
         self.queued -= 1
         reader.out += 1
@@ -96,11 +95,23 @@ class Custody:
             self._pass_on()
         return delivery
 
-    def _pop(self, reader: Reader) -> Delivery | None:
-        while (delivery := self._shelf.pop(reader)) is None:
-            if self.backlog is None or not self.backlog.refill():
-                return None
-        return delivery
+    def _pop(self, reader: Reader, now: float) -> Delivery | None:
+        while True:
+            delivery = self._shelf.pop(reader)
+            if delivery is None:
+                if self.backlog is None or not self.backlog.refill():
+                    return None
+            elif self._in_time(delivery, now):
+                self._line.charge(delivery)
+                return delivery
+
+    def _in_time(self, delivery: Delivery | None, now: float) -> Delivery | None:
+        """Return what was taken out to be handed over; None if it has expired and its timer had no chance to say so: it is dropped."""
+        if delivery is None or not delivery.expired(now):
+            return delivery
+        self._free(delivery)
+        self.drop(delivery, Drop.EXPIRED)
+        return None
 
     def _pass_on(self) -> None:
         """One was taken: there is room for another, and perhaps something for another reader."""
@@ -182,9 +193,9 @@ class Custody:
             self._free(delivery)
         else:
             self._pass_over(delivery)
-            if delivery.reader is None:
-                self.drops.count(delivery.message, delivery.topic_counts, why)
         delivery.end(State.DROPPED, OUTCOMES[why])
+        if delivery.reader is None:
+            self.drops.count(delivery.message, delivery.topic_counts, why)
         if why is not Drop.ENDED:
             self._end(delivery, OUTCOMES[why])
 
