@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from bridges.inprocess.delivery import State
 from bridges.inprocess.drops import OUTCOMES, Drops
 from bridges.inprocess.line import FirstComeLine
+from bridges.inprocess.redelivery import Redelivery
 from bridges.inprocess.settings import Drop
 from bridges.inprocess.shelf import Shelf
 from bridges.inprocess.stats import Counts
@@ -80,7 +81,9 @@ class Custody:
             counts.delivered += 1
             delivery.topic_counts.delivered += 1
             counts.queue_seconds += now - delivery.queued_at
+            handed = delivery
         else:
+            handed = Redelivery(delivery)
             counts.redelivered += 1
             delivery.topic_counts.redelivered += 1
         delivery.reader = reader
@@ -93,7 +96,7 @@ class Custody:
             self._watch_from(now)
         if self.waiting.publishers or self.waiting.readers:
             self._pass_on()
-        return delivery
+        return handed
 
     def _pop(self, reader: Reader, now: float) -> Delivery | None:
         while True:

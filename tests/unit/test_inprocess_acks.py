@@ -189,6 +189,55 @@ async def test_prefetch_bounds_what_a_member_has() -> None:
         assert len(await asyncio.wait_for(waiting, 10)) == 1
 
 
+async def test_only_who_holds_a_delivery_can_give_it_back() -> None:
+    """Who lost it, at the deadline or by giving it back, neither takes it from the next one nor has an attempt counted; an ack holds."""
+    broker = Broker()
+    one, two, three = (
+        broker.subscribe(group="g", ack="explicit", ack_deadline=0.02, retry=Backoff(first=0.01, cap=0.01, max_attempts=9)).begin()
+        for _ in range(3)
+    )
+    [published] = await broker.publish(made(key="k"))
+    (first,) = await one.take(1)
+    assert first.held
+    async with asyncio.timeout(10):
+        (second,) = await two.take(1)  # when the deadline of the first is over
+    assert (first.held, second.held, second.attempts) == (False, True, 1)
+    first.in_progress()
+    first.nack(0.0)
+    assert three.take_nowait(1) == []
+    assert (second.held, second.attempts, published.state) == (True, 1, State.DELIVERED)
+    second.nack(0.0)
+    (third,) = three.take_nowait(1)
+    assert (second.held, third.held, third.attempts) == (False, True, 2)
+    second.nack(0.0)
+    assert (third.held, third.state, third.attempts) == (True, State.DELIVERED, 2)
+    third.in_progress()
+    first.ack()
+    assert len({first, second, third, published}) == 1
+    assert {each.state for each in (first, second, third, published)} == {State.DONE}
+    assert broker.figures().subscriptions["g"].unacknowledged == 0
+    broker.close()
+
+
+async def test_a_loop_does_not_acknowledge_what_its_body_gave_back_too_late() -> None:
+    """The body has failed, whoever has the message by then."""
+    broker = Broker()
+    settings = {"group": "g", "ack_deadline": 0.02}
+    async with broker.subscribe(**settings) as subscription, broker.subscribe(**settings) as other:  # type: ignore[arg-type]
+        [published] = await broker.publish(made(b"1"))
+        async for delivery in subscription:
+            if delivery.payload == b"2":
+                break
+            async with asyncio.timeout(10):
+                (theirs,) = await other.take(1)
+            assert theirs == delivery
+            delivery.nack()
+            theirs.in_progress()
+            await broker.publish(made(b"2"))
+        assert published.state is State.DELIVERED
+        assert theirs.held
+
+
 async def test_dead_letters_are_copies_that_can_be_requeued_removed_and_cleared() -> None:
     broker = Broker()
     async with broker.subscribe("a", name="a") as one, broker.subscribe("b", name="b") as two:
