@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -63,7 +63,7 @@ class DeadLetters:
         """Keep a delivery that was given up."""
         letter = DeadLetter(
             number=next(self._numbers),
-            message=delivery.message,
+            message=_copied(delivery.message),
             subscription=delivery.mailbox.name,
             reason=why.reason,
             detail=why.detail,
@@ -78,7 +78,7 @@ class DeadLetters:
     def list(self, *, subscription: str | None = None, topic: str | None = None) -> list[DeadLetter]:
         """Return copies of all dead letters, or of those of one subscription or topic, the oldest first."""
         return [
-            letter
+            replace(letter, message=_copied(letter.message))
             for letter, _, _ in self._letters.values()
             if subscription in {None, letter.subscription} and topic in {None, letter.message.topic}
         ]
@@ -110,3 +110,8 @@ class DeadLetters:
         gone = len(self._letters)
         self._letters.clear()
         return gone
+
+
+def _copied(message: Message) -> Message:
+    """Return a message whose headers are its own: all the rest of it cannot be changed anyway."""
+    return message._replace(headers=dict(message.headers))
