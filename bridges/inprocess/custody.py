@@ -19,6 +19,8 @@ from bridges.inprocess.waiting import Waiting
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from bridges.inprocess.backlog import Backlog
     from bridges.inprocess.delivery import Delivery, Reader
     from bridges.inprocess.house import House
@@ -205,6 +207,11 @@ class Custody:
     def everything(self) -> list[Delivery]:
         """Return all that is here and not over."""
         return [*self._shelf, *self._out]
+
+    def state_of(self, message_id: UUID) -> State | None:
+        """Return where a message is that is here, or behind the buffer and near, and not over; None if there is none."""
+        here = next((one.state for one in self.everything() if one.message.id == message_id), None)
+        return State.QUEUED if here is None and self.backlog is not None and self.backlog.holds(message_id) else here
 
     def leave(self, reader: Reader) -> None:
         """Give back, in order, all that a reader has not ended."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bridges.errors import Evicted
+from bridges.inprocess.backlog import NEAR
 from bridges.inprocess.settings import Drop
 from bridges.inprocess.stamps import stamped, unstamped
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.stamps import Stamps
@@ -81,6 +85,14 @@ class Spill:
             self._read_ahead = {}
             mailbox.size = mailbox.settings.buffer
         return came
+
+    def holds(self, message_id: UUID) -> bool:
+        """Say whether a message is among the next there."""
+        spilled = {place[0] for place in self._spilled}
+        with suppress(Evicted):
+            entries = self._log.read(min(spilled), NEAR) if spilled else []
+            return any(entry.message.id == message_id and entry.offset in spilled for entry in entries)
+        return False
 
     def done(self, offset: int, outcome: Outcome) -> None:
         """Nothing depends on it."""

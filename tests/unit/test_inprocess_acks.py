@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from bridges.backoff import Backoff
-from bridges.inprocess import Broker, InProcessSink, State
+from bridges.inprocess import Broker, InProcessSink, MemoryLog, State
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason, Rejected, Released
 from tests.engines.deadline import eventually
@@ -71,6 +72,29 @@ async def test_states_are_visible_while_a_message_lives() -> None:
         second.nack(60)
         assert broker.states(message.id) == {"two": State.RETRYING}
         assert (first.state, second.attempts) == (State.DONE, 1)
+
+
+async def test_states_are_visible_of_what_waits_in_a_log() -> None:
+    """Of what was spilled, what is to be read, and what is not due yet; not of what others have there, or what is over."""
+    broker = Broker()
+    broker.keep("l", MemoryLog())
+    spill = MemoryLog()
+    await spill.append([elsewhere := made(topic="t")], 0.0)
+    async with (
+        broker.subscribe("t", name="spills", policy="spill", spill_to=spill, buffer=1) as spills,
+        broker.subscribe("l", name="reads", start="live") as reads,
+    ):
+        kept, spilled, stored, later = (made(topic=topic) for topic in "ttll")
+        for message in (kept, spilled, stored):
+            await broker.publish(message)
+        await broker.publish(later, deliver_at=datetime.now(UTC) + timedelta(hours=1))
+        assert [broker.states(each.id) for each in (kept, spilled)] == [{"spills": State.QUEUED}] * 2
+        assert [broker.states(each.id) for each in (stored, later)] == [{"reads": State.QUEUED}] * 2
+        assert broker.states(elsewhere.id) == {}
+        for delivery in [*await reads.take(9), *await spills.take(9), *await spills.take(9)]:
+            delivery.ack()
+        assert [broker.states(each.id) for each in (kept, spilled, stored)] == [{}] * 3
+        assert broker.states(later.id) == {"reads": State.QUEUED}
 
 
 async def test_nack_waits_and_counts_until_the_last_attempt_makes_a_dead_letter() -> None:
@@ -264,6 +288,23 @@ async def test_dead_letters_are_copies_that_can_be_requeued_removed_and_cleared(
         assert broker.dead_letters.requeue() == 0, "its subscription has ended"
         assert broker.dead_letters.clear() == 1
         assert broker.dead_letters.list() == []
+
+
+async def test_what_is_done_to_a_copy_of_a_dead_letter_is_done_to_nothing_else() -> None:
+    broker = Broker()
+    headers = {"a": "1"}
+    async with broker.subscribe(name="one") as one, broker.subscribe(name="other") as other:
+        await broker.publish(made()._replace(headers=headers))
+        (delivery,) = await one.take(1)
+        delivery.reject(Reason.INVALID, "no")
+        listed = broker.dead_letters.list()[0].message.headers
+        assert isinstance(listed, dict)
+        listed["evil"] = "1"
+        assert other.take_nowait(1)[0].headers == {"a": "1"}
+        headers["late"] = "1"
+        assert broker.dead_letters.list()[0].message.headers == {"a": "1"}
+        broker.dead_letters.requeue()
+        assert one.take_nowait(1)[0].headers == {"a": "1"}
 
 
 async def test_dead_letters_are_bounded() -> None:
