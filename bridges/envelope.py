@@ -23,6 +23,8 @@ REPLAYED: Final = "outbox-replayed"
 
 VIA: Final = "outbox-via"
 """What each bridge adds to a message that passes it: the names of the bridges that it has passed, in order, joined by commas."""
+RENAMED: Final = "outbox-renamed"
+"""What the first bridge that renames a message's topic adds to it: the topic that it had till then."""
 MAX_PASSED: Final = 32
 """Bridges that a message may pass. It bounds the header, and is far beyond what anybody would build on purpose."""
 
@@ -70,9 +72,23 @@ def passed(message: Message) -> list[str]:
     return names.split(",") if names else []
 
 
-def passing(message: Message, bridge: str) -> Message:
-    """Return the message as it leaves a bridge: with the bridge's name behind those that it has passed before."""
-    return message._replace(headers={**message.headers, VIA: ",".join([*passed(message), bridge])})
+def passing(message: Message, bridge: str, topic: str) -> Message:
+    """Return the message as it leaves a bridge for a topic: with the bridge's name behind those that it has passed before."""
+    headers = {**message.headers, VIA: ",".join([*passed(message), bridge])}
+    if topic != message.topic:
+        headers.setdefault(RENAMED, message.topic)
+    return message._replace(topic=topic, headers=headers)
+
+
+def copy_of(message: Message) -> str:
+    """Return what tells copies of a message apart that may be stored beside each other, behind its id; the first has nothing.
+
+    A broker that knows duplicates by a name would otherwise take for one what an operator replays, and what a bridge brings under another
+    topic to where the message is already. A bridge that carries a message a second time, or back to its first topic, makes no new copy.
+    """
+    headers = message.headers
+    replay, first = headers.get(REPLAYED), headers.get(RENAMED, message.topic)
+    return (f".{replay}" if replay else "") + (f"/{message.topic}" if first != message.topic else "")
 
 
 def quoted(value: str) -> str:

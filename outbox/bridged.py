@@ -71,11 +71,11 @@ class Crossing:
         topic = self._topic(message)
         if topic is None:
             return Rejected(Reason.NO_ROUTE, f"the mapping of bridge {self.bridge} is not for topic {message.topic!r}: {self._mapping!r}")
-        return passing(message._replace(topic=topic), self.bridge)
+        return passing(message, self.bridge, topic)
 
     def dead(self, message: Message) -> Message:
         """Return a message as it is to be buried: with this bridge as the last that it came to, and as it would have gone on."""
-        return passing(message._replace(topic=self._topic(message) or message.topic), self.bridge)
+        return passing(message, self.bridge, self._topic(message) or message.topic)
 
     def _topic(self, message: Message) -> str | None:
         return self._map(message.topic) if self._map is not None else message.topic
@@ -129,7 +129,7 @@ class CrossingSink:
             log.warning(
                 "bridge %s: a message of topic %s came back, and so do others, by %s: they are dropped and counted",
                 self._crossing.bridge,
-                message.topic,
+                storable(message.topic),  # whatever a foreign broker calls it, a log can be written
                 via,
             )
 
@@ -217,9 +217,9 @@ class BuryingSink:
                 self._crossing.bridge,
                 attempts,
                 message.id,
-                message.topic,
+                storable(message.topic),
                 why.reason,
-                why.detail,
+                storable(why.detail),
             )
             self._attempts.pop(message.id, None)
         return PUBLISHED

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
-from bridges.envelope import REPLAYED, VIA
+from bridges.envelope import RENAMED, REPLAYED, VIA
 from bridges.errors import InvalidMessage, told
 from bridges.message import check_content_type, check_headers, check_key, check_payload, check_topic, encoded_headers
 from bridges.ordering import Blocked
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TO_TABLE: Final = {VIA: "bridged-via", REPLAYED: "bridged-replayed"}
-"""The table keeps the names outbox-* from everybody who writes into it, so that no application can pass for a bridge: these two of ours
+_TO_TABLE: Final = {VIA: "bridged-via", RENAMED: "bridged-renamed", REPLAYED: "bridged-replayed"}
+"""The table keeps the names outbox-* from everybody who writes into it, so that no application can pass for a bridge: these three of ours
 go in by another name, and `RestoredSink` gives their own back."""
 _FROM_TABLE: Final = {stored: name for name, stored in _TO_TABLE.items()}
 

@@ -14,6 +14,11 @@ In memory, nothing here is durable: `InProcessSink` answers `Published` only whe
 has stored the message, so that its source keeps the message till then.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from bridges.inprocess.broker import Broker
 from bridges.inprocess.deadletters import DeadLetter, DeadLetters
 from bridges.inprocess.delivery import Delivery, State
@@ -26,8 +31,16 @@ from bridges.inprocess.subscription import Subscription
 from bridges.inprocess.tenants import Tenants
 from bridges.inprocess.typed import Codec, DataclassCodec, Functions, Received, Topic, TypedSubscription
 
+if TYPE_CHECKING:
+    from bridges.inprocess.cursors import DurableCursors
+    from bridges.inprocess.durable import DurableLog
+    from bridges.inprocess.keeping import LogSettings
+    from bridges.inprocess.metrics import BrokerMetrics
+    from bridges.inprocess.recovery import RecoveryReport
+
 __all__ = [
     "Broker",
+    "BrokerMetrics",
     "Codec",
     "CursorStore",
     "DataclassCodec",
@@ -35,15 +48,19 @@ __all__ = [
     "DeadLetters",
     "Delivery",
     "Drop",
+    "DurableCursors",
+    "DurableLog",
     "Entry",
     "Figures",
     "Functions",
     "InProcessSink",
     "InProcessSource",
     "Log",
+    "LogSettings",
     "MemoryLog",
     "Policy",
     "Received",
+    "RecoveryReport",
     "State",
     "Subscription",
     "SubscriptionFigures",
@@ -52,3 +69,19 @@ __all__ = [
     "TopicFigures",
     "TypedSubscription",
 ]
+
+# These need packages that a broker in memory does without, and are loaded when they are first used.
+_HOME_OF = {
+    "BrokerMetrics": "metrics",
+    "DurableCursors": "cursors",
+    "DurableLog": "durable",
+    "LogSettings": "keeping",
+    "RecoveryReport": "recovery",
+}
+
+
+def __getattr__(name: str) -> object:
+    if home := _HOME_OF.get(name):
+        return getattr(import_module(f"bridges.inprocess.{home}"), name)
+    msg = f"module 'bridges.inprocess' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from bridges.ports import Outcome
+
+NEAR: Final = 4096
+"""Entries of a log that are looked through for one message."""
 
 
 class Backlog(Protocol):
@@ -21,6 +26,9 @@ class Backlog(Protocol):
 
     def refill(self) -> bool:
         """Put what there is room for into the mailbox; say whether that was anything. Raises `bridges.errors.Evicted`."""
+
+    def holds(self, message_id: UUID) -> bool:
+        """Say whether a message is among the next `NEAR` there."""
 
     def done(self, offset: int, outcome: Outcome) -> None:
         """A delivery from the log is over; or the dead letter that it became is gone."""

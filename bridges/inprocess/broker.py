@@ -245,8 +245,8 @@ class Broker:
         return kept is not None and kept.log.durable
 
     def states(self, message_id: UUID) -> dict[str, State]:
-        """Return where a message is, by the name of each subscription in which it lives."""
-        return {box.name: one.state for box in self._members.boxes() for one in box.everything() if one.message.id == message_id}
+        """Return where a message is, by the name of each subscription that has it, or soon comes to it in a log; scheduled, it has none."""
+        return {box.name: state for box in self._members.boxes() if (state := box.state_of(message_id)) is not None}
 
     def figures(self) -> Figures:
         """Return a copy of all figures."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from bridges.inprocess.delivery import State
 from bridges.inprocess.drops import OUTCOMES, Drops
 from bridges.inprocess.line import FirstComeLine
+from bridges.inprocess.redelivery import Redelivery
 from bridges.inprocess.settings import Drop
 from bridges.inprocess.shelf import Shelf
 from bridges.inprocess.stats import Counts
@@ -18,12 +19,13 @@ from bridges.inprocess.waiting import Waiting
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from bridges.inprocess.backlog import Backlog
     from bridges.inprocess.delivery import Delivery, Reader
     from bridges.inprocess.house import House
     from bridges.inprocess.settings import Settings
 
-_QUEUED: Final = State.QUEUED
 _DELIVERED: Final = State.DELIVERED
 _DONE: Final = State.DONE
 
@@ -70,9 +72,9 @@ class Custody:
         delivery = None
         if self._fresh and not self._placed:  # the plain way, without a call
             delivery = self._fresh.popleft()
-            if delivery.state is not _QUEUED or delivery.message.key is not None:
-                delivery = self._shelf.sift(delivery, reader)
-        if delivery is None and (delivery := self._pop(reader)) is None:
+            if delivery.details is not None or delivery.message.key is not None:
+                delivery = self._in_time(self._shelf.sift(delivery, reader), now)
+        if delivery is None and (delivery := self._pop(reader, now)) is None:
             return None
         self.queued -= 1
         reader.out += 1
@@ -81,7 +83,9 @@ class Custody:
             counts.delivered += 1
             delivery.topic_counts.delivered += 1
             counts.queue_seconds += now - delivery.queued_at
+            handed = delivery
         else:
+            handed = Redelivery(delivery)
             counts.redelivered += 1
             delivery.topic_counts.redelivered += 1
         delivery.reader = reader
@@ -94,13 +98,25 @@ class Custody:
             self._watch_from(now)
         if self.waiting.publishers or self.waiting.readers:
             self._pass_on()
-        return delivery
+        return handed
 
-    def _pop(self, reader: Reader) -> Delivery | None:
-        while (delivery := self._shelf.pop(reader)) is None:
-            if self.backlog is None or not self.backlog.refill():
-                return None
-        return delivery
+    def _pop(self, reader: Reader, now: float) -> Delivery | None:
+        while True:
+            delivery = self._shelf.pop(reader)
+            if delivery is None:
+                if self.backlog is None or not self.backlog.refill():
+                    return None
+            elif self._in_time(delivery, now):
+                self._line.charge(delivery)
+                return delivery
+
+    def _in_time(self, delivery: Delivery | None, now: float) -> Delivery | None:
+        """Return what was taken out to be handed over; None if it has expired and its timer had no chance to say so: it is dropped."""
+        if delivery is None or not delivery.expired(now):
+            return delivery
+        self._free(delivery)
+        self.drop(delivery, Drop.EXPIRED)
+        return None
 
     def _pass_on(self) -> None:
         """One was taken: there is room for another, and perhaps something for another reader."""
@@ -182,15 +198,20 @@ class Custody:
             self._free(delivery)
         else:
             self._pass_over(delivery)
-            if delivery.reader is None:
-                self.drops.count(delivery.message, delivery.topic_counts, why)
         delivery.end(State.DROPPED, OUTCOMES[why])
+        if delivery.reader is None:
+            self.drops.count(delivery.message, delivery.topic_counts, why)
         if why is not Drop.ENDED:
             self._end(delivery, OUTCOMES[why])
 
     def everything(self) -> list[Delivery]:
         """Return all that is here and not over."""
         return [*self._shelf, *self._out]
+
+    def state_of(self, message_id: UUID) -> State | None:
+        """Return where a message is that is here, or behind the buffer and near, and not over; None if there is none."""
+        here = next((one.state for one in self.everything() if one.message.id == message_id), None)
+        return State.QUEUED if here is None and self.backlog is not None and self.backlog.holds(message_id) else here
 
     def leave(self, reader: Reader) -> None:
         """Give back, in order, all that a reader has not ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -62,7 +62,7 @@ class DeadLetters:
         """Keep a delivery that was given up."""
         letter = DeadLetter(
             number=next(self._numbers),
-            message=delivery.message,
+            message=_copied(delivery.message),
             subscription=delivery.mailbox.name,
             reason=why.reason,
             detail=why.detail,
@@ -77,7 +77,7 @@ class DeadLetters:
     def list(self, *, subscription: str | None = None, topic: str | None = None) -> list[DeadLetter]:
         """Return copies of all dead letters, or of those of one subscription or topic, the oldest first."""
         return [
-            letter
+            replace(letter, message=_copied(letter.message))
             for letter, _ in self._letters.values()
             if subscription in {None, letter.subscription} and topic in {None, letter.message.topic}
         ]
@@ -117,3 +117,8 @@ class DeadLetters:
         if dead is not None and dead.offset is not None and dead.mailbox.backlog is not None:
             dead.mailbox.backlog.done(dead.offset, PUBLISHED)
         return letter is not None
+
+
+def _copied(message: Message) -> Message:
+    """Return a message whose headers are its own: all the rest of it cannot be changed anyway."""
+    return message._replace(headers=dict(message.headers))

@@ -62,7 +62,8 @@ class Details:
 
     Attributes:
         attempts: how often it failed.
-        nacks: how often a reader gave it back.
+        given_back: whether its first reader gave it back.
+        handed: what its last reader has of it; None: the delivery itself.
         priority: the higher, the sooner.
         offset: its place in the log that it was read from, if it was.
         answered: whether its publisher waits for the outcome, and keeps what is rejected.
@@ -73,10 +74,12 @@ class Details:
         outcome: what became of it.
     """
 
-    __slots__ = ("alive_at", "answered", "attempts", "expires", "nacks", "offset", "outcome", "priority", "timer", "waiter")
+    __slots__ = ("alive_at", "answered", "attempts", "expires", "given_back", "handed", "offset", "outcome", "priority", "timer", "waiter")
 
     def __init__(self) -> None:
-        self.attempts = self.nacks = self.priority = 0
+        self.attempts = self.priority = 0
+        self.given_back = False
+        self.handed: Delivery | None = None
         self.offset: int | None = None
         self.answered = False
         self.alive_at = 0.0
@@ -120,7 +123,7 @@ class Delivery:
 
     @property
     def own(self) -> Details:
-        """Its details, made when they are first needed. For the mailbox alone."""
+        """Its details, made when they are first needed. For the broker, not for readers."""
         if self.details is None:
             self.details = Details()
         return self.details
@@ -131,9 +134,15 @@ class Delivery:
         return self.details.attempts if self.details is not None else 0
 
     @property
-    def nacks(self) -> int:
-        """How often a reader gave it back."""
-        return self.details.nacks if self.details is not None else 0
+    def given_back(self) -> bool:
+        """Whether who was handed this gave it back, if only when it was no longer theirs."""
+        return self.details is not None and self.details.given_back
+
+    @property
+    def held(self) -> bool:
+        """Whether who was handed this has it still. It is taken away at its deadline, and when the subscription ends."""
+        handed = self.details.handed if self.details is not None else None
+        return self.state is _DELIVERED and (handed is None or handed is self)
 
     @property
     def priority(self) -> int:
@@ -180,21 +189,21 @@ class Delivery:
             self.mailbox.finish(self, Rejected(reason, detail))
 
     def nack(self, delay: float | None = None, *, failed: bool = True) -> None:
-        """Deliver it again after ``delay`` seconds, and what is behind it in its key after it. Nothing if no reader has it.
+        """Deliver it again after ``delay`` seconds, and what is behind it in its key after it. Nothing if it is no longer `held`.
 
         Args:
             delay: None: the backoff of the subscription.
             failed: it counts as an attempt, and the last attempt allowed makes it a dead letter; False: it is only given back.
         """
-        if self.state is _DELIVERED:
-            if delay is None and not failed:
-                delay = 0.0
-            self.own.nacks += 1
-            self.mailbox.give_back(self, delay, failed=failed)
+        if self.reader is not None:
+            held = self.held
+            self.own.given_back = True
+            if held:
+                self.mailbox.give_back(self, 0.0 if delay is None and not failed else delay, failed=failed)
 
     def in_progress(self) -> None:
-        """The handler is still at it: its deadline begins anew."""
-        if self.state is _DELIVERED:
+        """The handler is still at it: its deadline begins anew. Nothing if it is no longer `held`."""
+        if self.held:
             self.mailbox.extend(self)
 
     def withdraw(self) -> None:
@@ -223,10 +232,11 @@ class Delivery:
         return self.details is not None and self.details.expires is not None and self.details.expires <= now
 
     def end(self, state: State, outcome: Outcome) -> None:
-        """Make the state final, and tell who waits for it. For the mailbox alone."""
+        """Make the state final, and tell who waits for it. For the broker, not for readers."""
         self.state = state
         own = self.own
         own.outcome = outcome
+        own.handed = None
         own.stop_timer()
         if own.waiter is not None and not own.waiter.done():
             own.waiter.set_result(outcome)

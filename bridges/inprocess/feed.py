@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from bridges.errors import Evicted
+from bridges.inprocess.backlog import NEAR
 from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.log import Place
 from bridges.inprocess.settings import Drop
@@ -18,6 +20,7 @@ from bridges.ports import PUBLISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from uuid import UUID
 
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
@@ -112,6 +115,17 @@ class Feed:
                 self._resuming = True
                 asyncio.get_running_loop().call_soon(self._resume)
                 return False
+        return False
+
+    def holds(self, message_id: UUID) -> bool:
+        """Say whether a message is among the next there, or not due yet."""
+        start = min((offset for offset, timer in self._open.items() if timer is not None), default=self._next)
+        with suppress(Evicted):
+            return any(
+                entry.message.id == message_id and entry.offset not in self._done and self._wants(entry.message.topic)
+                for entry in self._log.read(start, NEAR)
+                if entry.offset >= self._next or entry.offset in self._open
+            )
         return False
 
     def done(self, offset: int, outcome: Outcome) -> None:

@@ -33,6 +33,9 @@ class Line(Protocol):
     def pop(self) -> Delivery | None:
         """Take out the next, which may be over already; None if there is none that may go now."""
 
+    def charge(self, delivery: Delivery) -> None:
+        """One that was taken out is handed over, and not only parked behind its key."""
+
     def evict(self, newcomer: Delivery, *, oldest: bool) -> Delivery:
         """Return whom to drop, the newcomer or one that is taken out for it."""
 
@@ -71,6 +74,9 @@ class FirstComeLine:
         if not (fresh and (0, fresh[0].number) < self.placed[0][:2]):
             return heapq.heappop(self.placed)[2]
         return fresh.popleft()
+
+    def charge(self, delivery: Delivery) -> None:
+        """Keep no books."""
 
     def evict(self, newcomer: Delivery, *, oldest: bool) -> Delivery:
         """Return the newcomer, or the oldest of those with the lowest priority; never one that is being retried."""

@@ -54,6 +54,7 @@ class Routes:
         """Routes by topic; what is not here is looked up with `find`."""
         self.counts = TopicCounts()
         self._logs = logs
+        self._warned: set[str] = set()
         self._trie: Trie[Mailbox] = Trie()
         logs.listen(self._stored)
 
@@ -68,8 +69,10 @@ class Routes:
             tuple(box for box in found if box.feed is None), fed, self._logs.of(topic), self.counts.of(topic) if found else Counts()
         )
         blocking = [box.name for box in route.boxes if box.settings.policy == Policy.BLOCK]
-        if len(blocking) > 1 and not route.counts.warned:
-            route.counts.warned = True
+        if len(blocking) > 1 and topic not in self._warned:
+            if len(self._warned) >= MAX_ROUTES:
+                self._warned.clear()
+            self._warned.add(topic)
             log.warning(
                 "%r has %d subscriptions that block: each waits for the slowest: %s", topic, len(blocking), ", ".join(sorted(blocking))
             )

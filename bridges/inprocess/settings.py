@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -93,5 +93,5 @@ class Settings:
 
     def differs(self, other: Settings) -> str | None:
         """Return the name of a setting in which members of one group may not differ, and do."""
-        names = ("buffer", "policy", "ack_deadline", "retry", "tenants")
+        names = (field.name for field in fields(self))
         return next((name for name in names if getattr(self, name) != getattr(other, name)), None)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bridges.errors import Evicted
+from bridges.inprocess.backlog import NEAR
 from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.settings import Drop
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
@@ -86,6 +90,13 @@ class Spill:
         self._open_if_empty()
         return came
 
+    def holds(self, message_id: UUID) -> bool:
+        """Say whether a message is among the next there."""
+        with suppress(Evicted):
+            entries = self._log.read(next(iter(self._spilled)), NEAR) if self._spilled else []
+            return any(entry.message.id == message_id and entry.offset in self._spilled for entry in entries)
+        return False
+
     def done(self, offset: int, outcome: Outcome) -> None:
         """Nothing depends on it."""
 
@@ -105,6 +116,9 @@ class Spill:
     def _lost(self, spilled: Spilled, why: Drop) -> None:
         spilled.topic.dropped += 1
         self._mailbox.counts.dropped += 1
+        # What the log has evicted is counted alone: nobody has it any more, to be told of it.
+        if self._mailbox.settings.on_drop is not None and (entry := self._read(spilled.offset, 1)) is not None:
+            self._mailbox.drops.tell(entry.message, why)
         spilled.lost(OUTCOMES[why])
 
     def _open_if_empty(self) -> None:

@@ -28,13 +28,11 @@ class Counts:
         "published",
         "queue_seconds",
         "redelivered",
-        "warned",
     )
 
     def __init__(self) -> None:
         self.published = self.delivered = self.dropped = self.redelivered = self.dead = self.done = 0
         self.handler_seconds = self.queue_seconds = 0.0
-        self.warned = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

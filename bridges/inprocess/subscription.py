@@ -112,7 +112,7 @@ class Subscription(Reader):
 class Loop:
     """One ``async for`` over a subscription."""
 
-    __slots__ = ("_acks", "_current", "_mailbox", "_nacks", "_subscription", "_take")
+    __slots__ = ("_acks", "_current", "_mailbox", "_subscription", "_take")
 
     def __init__(self, subscription: Subscription, mailbox: Mailbox, *, acks: bool) -> None:
         self._subscription = subscription
@@ -120,14 +120,13 @@ class Loop:
         self._take = mailbox.take
         self._acks = acks
         self._current: Delivery | None = None
-        self._nacks = 0
         if acks and (task := asyncio.current_task()) is not None:
             subscription._loops[task] = self
 
     def finish(self) -> None:
         """The body of the loop is through with what it had; unless it has given it back, that is acknowledged."""
         finished, self._current = self._current, None
-        if finished is not None and finished.nacks == self._nacks:
+        if finished is not None and not finished.given_back:
             finished.ack()
 
     def __aiter__(self) -> Self:
@@ -136,14 +135,14 @@ class Loop:
     async def __anext__(self) -> Delivery:
         subscription = self._subscription
         finished = self._current
-        if finished is not None and finished.details is not None and finished.nacks != self._nacks:
+        if finished is not None and finished.details is not None:  # it may have been given back, or be another's by now
+            self.finish()
             finished = None
         while not subscription.ended:
             delivery = self._take(subscription, finished)
             if delivery is not None:
                 if self._acks:
                     self._current = delivery
-                    self._nacks = 0 if delivery.details is None else delivery.nacks
                 return delivery
             finished = self._current = None
             await self._mailbox.waiting.for_reader(subscription)

@@ -110,15 +110,23 @@ class FairLine:
                 limited = 0
                 continue
             tenant.number -= 1
-            if not delivery.over:
-                tenant.deficit -= cost
-                tenant.tokens -= 1
-            if not tenant.deficit:
-                self._end_turn(name, tenant)
             self._leave_if_empty(name, tenant)
             return delivery
         self._arm()
         return None
+
+    def charge(self, delivery: Delivery) -> None:
+        """Take what a delivery costs from its tenant, which may have nothing more in line."""
+        name = self._name(delivery)
+        tenant = self._know(name)
+        if self._tenants.rate is not None:
+            tenant.tokens -= 1
+        if name in self._turns:
+            tenant.deficit -= self._cost(delivery)
+            if tenant.deficit <= 0:
+                self._end_turn(name, tenant)
+        else:
+            self._leave_if_empty(name, tenant)
 
     def evict(self, newcomer: Delivery, *, oldest: bool) -> Delivery:
         """Return whom to drop: the newcomer if its tenant has the longest line, or one of who has."""
@@ -170,11 +178,15 @@ class FairLine:
 
     def _enter(self, delivery: Delivery) -> _Tenant:
         name = self._name(delivery)
+        tenant = self._know(name)
+        tenant.number += 1
+        self._turns.setdefault(name, tenant)
+        return tenant
+
+    def _know(self, name: str) -> _Tenant:
         tenant = self._known.get(name)
         if tenant is None:
             tenant = self._known[name] = _Tenant(self._tenants.burst)
-        tenant.number += 1
-        self._turns.setdefault(name, tenant)
         return tenant
 
     def _end_turn(self, name: str, tenant: _Tenant) -> None:

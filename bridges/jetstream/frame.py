@@ -55,9 +55,10 @@ class Framer:
         subject, constant = start
         given_id, _, payload, key, _, more, created_at = message
         message_id = str(given_id)
-        # The server would take a replayed message for a duplicate, and drop it.
-        own = f"{message_id}.{_quoted(replayed)}" if (replayed := more.get(envelope.REPLAYED)) else message_id
-        text = f"{constant}{extra}Nats-Msg-Id: {own}\r\n{envelope.ID}: {message_id}\r\n"
+        text = f"{constant}{extra}Nats-Msg-Id: {message_id}"
+        if more and (copy := envelope.copy_of(message)):
+            text += _quoted(copy)
+        text += f"\r\n{envelope.ID}: {message_id}\r\n"
         if key is not None:
             text += f"{envelope.KEY}: {_quoted(key)}\r\n"
         if created_at is not None:

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from bridges.backoff import Backoff
-from bridges.envelope import REPLAYED, VIA
+from bridges.envelope import RENAMED, REPLAYED, VIA
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected, Released, Retry, Sink
 from bridges.topics import Mapping
 from outbox.bridged import BuryingSink, Crossing, CrossingSink
@@ -88,7 +88,7 @@ class TestOutboxSink(SinkContract):
 
     async def test_our_own_headers_go_in_and_come_out_as_they_were(self, sink_harness: SinkHarness) -> None:
         """More than the contract: the table takes nothing called outbox-* from anybody, so they have other names in it."""
-        headers = {"traceparent": "00-1-2-01", VIA: "there,back", REPLAYED: "abc"}
+        headers = {"traceparent": "00-1-2-01", VIA: "there,back", RENAMED: "before", REPLAYED: "abc"}
         given = message("t")._replace(headers=headers)
         assert kinds(await sink_harness.sink.publish([given])) == {"Published"}
         (row,) = await sink_harness.stored()
@@ -229,7 +229,8 @@ async def test_a_dead_letter_looks_as_it_would_have_gone_on(
             fault.payload,
             fault.created_at,
         )
-        assert headers == {VIA: "before,bridge", "traceparent": "00-1-2-01"}
+        renamed = {RENAMED: "orders.created"} if said else {}
+        assert headers == {VIA: "before,bridge", "traceparent": "00-1-2-01", **renamed}
         assert lane == position & 63
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from tests.faults.fleet import Fleet
+    from tests.faults.fleet import Fleet, Member
     from tests.faults.history import Sample
     from tests.faults.nemeses import Nemesis
 
@@ -183,12 +183,13 @@ async def _probes(ours: Fleet) -> list[Probe]:
     async with ours.look() as connection:
         cursor = await connection.execute("SELECT count(*) FROM outbox.dead")
         ((dead,),) = await cursor.fetchall()
-    waiting = await ours.waiting()
+    wanted = {"outbox_backlog_messages": float(await ours.waiting()), "outbox_dead_letters": float(dead)}
     found = []
     for daemon in ours.daemons:
 
-        async def measured(daemon: Any = daemon) -> bool:
-            return metric((await daemon.ask("/metrics"))[1], "outbox_dead_letters") == float(dead)
+        async def measured(daemon: Member = daemon) -> bool:
+            _, text = await daemon.ask("/metrics")
+            return all(metric(text, name) == so for name, so in wanted.items())
 
         if daemon in ours.pumps:
             with suppress(AssertionError):
@@ -196,8 +197,7 @@ async def _probes(ours: Fleet) -> list[Probe]:
         status, _ = await daemon.ask("/readyz")
         found.append(Probe(time.time(), daemon.name, "readyz", status == 200, 1.0))
         _, text = await daemon.ask("/metrics")
-        wanted = {"outbox_backlog_messages": waiting, "outbox_dead_letters": dead} if daemon in ours.pumps else {}
-        for name, so in wanted.items():
+        for name, so in wanted.items() if daemon in ours.pumps else ():
             said = metric(text, name)
             found.append(Probe(time.time(), daemon.name, name, -1.0 if said is None else said, so))
     return found

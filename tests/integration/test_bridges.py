@@ -14,7 +14,7 @@ from nats.js.api import StreamConfig
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from bridges.envelope import REPLAYED, VIA
+from bridges.envelope import RENAMED, REPLAYED, VIA
 from bridges.jetstream import JetStream, JetStreamSink
 from bridges.kafka import Kafka, KafkaSink
 from bridges.ports import Published
@@ -136,7 +136,8 @@ async def test_what_the_outbox_does_not_take_is_a_dead_letter_too(database: str,
             listed = json.loads(run_outboxd("dead", "list", "--json", dsn=database).said)
             assert (listed["id"], listed["reason"]) == (str(strange.id), "invalid")
         arrived = {each.id: each for each in await read_stream(stream.url, other)}
-    assert arrived[replayed.id] == replayed._replace(topic=f"{other}.orders", headers={**replayed.headers, VIA: "there"})
+    headers = {**replayed.headers, VIA: "there", RENAMED: topic}
+    assert arrived[replayed.id] == replayed._replace(topic=f"{other}.orders", headers=headers)
 
 
 def there_and_back(servers: str, one: str, other: str) -> str:

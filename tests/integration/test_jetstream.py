@@ -17,6 +17,8 @@ from bridges.jetstream.frame import Framer
 from bridges.message import Message, uuid7
 from bridges.ports import BEHIND, PUBLISHED, Published, Reason, Rejected, Released
 from bridges.security import Security
+from bridges.topics import Mapping
+from outbox.bridged import Crossing, CrossingSink
 from outbox.demo.engines import PrivateNats
 from tests.conftest import Stream
 from tests.contracts.claims import drain
@@ -223,6 +225,28 @@ async def test_a_replayed_message_is_no_duplicate(stream: Stream) -> None:
         source = JetStreamSource(connection, stream=stream.name, durable="d")
         assert [message.headers for message in await drain(source, 3)] == [once.headers, again.headers, third.headers]
         await source.close()
+
+
+async def test_what_a_bridge_renames_is_stored_beside_the_first_and_carried_again_is_a_duplicate(stream: Stream) -> None:
+    """In one stream. By another name it is another copy, by its first name, or for the second time, it is none; the id stays."""
+    once = hot(1)[0]._replace(topic="orders.created")
+    crossings = [Crossing("a", Mapping("orders.> -> shop.{1}")), Crossing("b", Mapping("orders.> -> audit.{1}"))]
+    back = Crossing("c", Mapping("shop.> -> orders.{1}"))
+    async with sink_at(stream) as sink, JetStream([stream.url]) as connection:
+        assert await sink.publish([once]) == [PUBLISHED]
+        for durable, expected in (("d1", PUBLISHED), ("d2", Published(duplicate=True))):  # all is delivered a second time
+            source = JetStreamSource(connection, stream=stream.name, durable=durable, subjects=[f"{stream.prefix}.orders.>"])
+            (taken,) = await drain(source, 1)
+            for crossing in crossings:
+                assert await CrossingSink(sink, crossing).publish([taken]) == [expected]
+            assert await CrossingSink(sink, Crossing("mirror")).publish([taken]) == [Published(duplicate=True)]
+            await source.close()
+        source = JetStreamSource(connection, stream=stream.name, durable="back", subjects=[f"{stream.prefix}.shop.>"])
+        assert await CrossingSink(sink, back).publish(await drain(source, 1)) == [Published(duplicate=True)]
+        await source.close()
+    stored = await read(stream)
+    assert [each.id for each in stored] == [once.id] * 3
+    assert [each.headers["Nats-Msg-Id"] for each in stored] == [f"{once.id}{more}" for more in ("", "/shop.created", "/audit.created")]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Books:
     def __init__(self) -> None:
         self.broker = Broker()
         self.dropped: Counter[str] = Counter()
-        self.handed: dict[int, object] = {}
+        self.handed: set[tuple[str, int]] = set()
         self.delivered: Counter[str] = Counter()
         self.blocked: list[asyncio.Task[object]] = []
         common: dict[str, Any] = {"buffer": 3, "retry": Backoff(first=0.0001, cap=0.0002, max_attempts=3), "on_drop": self.drop}
@@ -70,8 +70,8 @@ class Books:
         place = which % len(self.subscriptions)
         subscription = self.subscriptions[place]
         for delivery in subscription.take_nowait(limit):
-            if id(delivery) not in self.handed:
-                self.handed[id(delivery)] = delivery  # kept, so that its id stays its own
+            if (number := (delivery.mailbox.name, delivery.number)) not in self.handed:
+                self.handed.add(number)
                 self.delivered[delivery.topic] += 1
             self.out[place].append(delivery)
 

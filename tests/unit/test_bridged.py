@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridges.envelope import MAX_PASSED, VIA, passed, passing
+from bridges.envelope import MAX_PASSED, RENAMED, VIA, passed, passing
 from bridges.errors import ConfigurationError
 from bridges.message import Message
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
@@ -28,7 +28,8 @@ HERE = {VIA: "elsewhere,here,elsewhere-too"}
 def test_what_crosses_is_unchanged_but_for_its_topic_and_the_bridges_that_it_has_passed() -> None:
     given = Message(UUID(int=1), "orders.eu.created", b"x", "k", "text/plain", {"traceparent": "00-1-2-01", VIA: "a"})
     made = Crossing("b", Mapping("orders.*.> -> shop.{1}.{2}")).of(given)
-    assert made == given._replace(topic="shop.eu.created", headers={"traceparent": "00-1-2-01", VIA: "a,b"})
+    renamed = {"traceparent": "00-1-2-01", VIA: "a,b", RENAMED: "orders.eu.created"}
+    assert made == given._replace(topic="shop.eu.created", headers=renamed)
     assert given.headers[VIA] == "a"
     assert Crossing("b").of(given) == given._replace(headers={"traceparent": "00-1-2-01", VIA: "a,b"})
 
@@ -126,5 +127,6 @@ async def test_the_key_prefix_holds_whatever_is_decided_where(script: Sequence[t
 def test_a_message_says_where_it_has_been(bridges: list[str]) -> None:
     travels = message(1)
     for bridge in bridges:
-        travels = passing(travels, bridge)
+        travels = passing(travels, bridge, travels.topic)
     assert passed(travels) == bridges
+    assert RENAMED not in travels.headers

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from bridges.envelope import REPLAYED, decode, encode, quoted, unquoted
+from bridges.envelope import REPLAYED, copy_of, decode, encode, passing, quoted, unquoted
 from bridges.message import Message
 
 ID = UUID("0190a5a0-0000-7000-8000-000000000001")
@@ -41,6 +41,17 @@ def test_a_replay_is_a_header_like_any_other() -> None:
     headers = dict(encode(replayed, key=True))
     assert headers["outbox-replayed"] == "2030-01-01"
     assert decode(headers, replayed.payload, topic="t", key=None, origin="o") == replayed
+
+
+def test_a_copy_is_told_apart_by_its_replay_and_by_the_topic_that_a_bridge_gave_it() -> None:
+    """And not by the bridges that it has passed: one that brings it back to where it was brings nothing new."""
+    replayed = WHOLE._replace(headers={REPLAYED: "2030-01-01"})
+    there = passing(WHOLE, "there", "shop.paid")
+    further = passing(there, "further", "audit.paid")
+    assert [copy_of(each) for each in (WHOLE, passing(WHOLE, "mirror", WHOLE.topic))] == ["", ""]
+    assert [copy_of(each) for each in (there, further)] == ["/shop.paid", "/audit.paid"]
+    assert copy_of(passing(further, "back", WHOLE.topic)) == ""
+    assert [copy_of(each) for each in (replayed, passing(replayed, "there", "shop.paid"))] == [".2030-01-01", ".2030-01-01/shop.paid"]
 
 
 def test_an_empty_key_is_a_key() -> None:

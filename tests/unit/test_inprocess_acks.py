@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from bridges.backoff import Backoff
-from bridges.inprocess import Broker, InProcessSink, State
+from bridges.inprocess import Broker, InProcessSink, MemoryLog, State
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason, Rejected, Released
 from tests.engines.deadline import eventually
@@ -71,6 +72,29 @@ async def test_states_are_visible_while_a_message_lives() -> None:
         second.nack(60)
         assert broker.states(message.id) == {"two": State.RETRYING}
         assert (first.state, second.attempts) == (State.DONE, 1)
+
+
+async def test_states_are_visible_of_what_waits_in_a_log() -> None:
+    """Of what was spilled, what is to be read, and what is not due yet; not of what others have there, or what is over."""
+    broker = Broker()
+    broker.keep("l", MemoryLog())
+    spill = MemoryLog()
+    await spill.append([elsewhere := made(topic="t")], 0.0)
+    async with (
+        broker.subscribe("t", name="spills", policy="spill", spill_to=spill, buffer=1) as spills,
+        broker.subscribe("l", name="reads", start="live") as reads,
+    ):
+        kept, spilled, stored, later = (made(topic=topic) for topic in "ttll")
+        for message in (kept, spilled, stored):
+            await broker.publish(message)
+        await broker.publish(later, deliver_at=datetime.now(UTC) + timedelta(hours=1))
+        assert [broker.states(each.id) for each in (kept, spilled)] == [{"spills": State.QUEUED}] * 2
+        assert [broker.states(each.id) for each in (stored, later)] == [{"reads": State.QUEUED}] * 2
+        assert broker.states(elsewhere.id) == {}
+        for delivery in [*await reads.take(9), *await spills.take(9), *await spills.take(9)]:
+            delivery.ack()
+        assert [broker.states(each.id) for each in (kept, spilled, stored)] == [{}] * 3
+        assert broker.states(later.id) == {"reads": State.QUEUED}
 
 
 async def test_nack_waits_and_counts_until_the_last_attempt_makes_a_dead_letter() -> None:
@@ -189,6 +213,55 @@ async def test_prefetch_bounds_what_a_member_has() -> None:
         assert len(await asyncio.wait_for(waiting, 10)) == 1
 
 
+async def test_only_who_holds_a_delivery_can_give_it_back() -> None:
+    """Who lost it, at the deadline or by giving it back, neither takes it from the next one nor has an attempt counted; an ack holds."""
+    broker = Broker()
+    one, two, three = (
+        broker.subscribe(group="g", ack="explicit", ack_deadline=0.02, retry=Backoff(first=0.01, cap=0.01, max_attempts=9)).begin()
+        for _ in range(3)
+    )
+    [published] = await broker.publish(made(key="k"))
+    (first,) = await one.take(1)
+    assert first.held
+    async with asyncio.timeout(10):
+        (second,) = await two.take(1)  # when the deadline of the first is over
+    assert (first.held, second.held, second.attempts) == (False, True, 1)
+    first.in_progress()
+    first.nack(0.0)
+    assert three.take_nowait(1) == []
+    assert (second.held, second.attempts, published.state) == (True, 1, State.DELIVERED)
+    second.nack(0.0)
+    (third,) = three.take_nowait(1)
+    assert (second.held, third.held, third.attempts) == (False, True, 2)
+    second.nack(0.0)
+    assert (third.held, third.state, third.attempts) == (True, State.DELIVERED, 2)
+    third.in_progress()
+    first.ack()
+    assert len({first, second, third, published}) == 1
+    assert {each.state for each in (first, second, third, published)} == {State.DONE}
+    assert broker.figures().subscriptions["g"].unacknowledged == 0
+    broker.close()
+
+
+async def test_a_loop_does_not_acknowledge_what_its_body_gave_back_too_late() -> None:
+    """The body has failed, whoever has the message by then."""
+    broker = Broker()
+    settings = {"group": "g", "ack_deadline": 0.02}
+    async with broker.subscribe(**settings) as subscription, broker.subscribe(**settings) as other:  # type: ignore[arg-type]
+        [published] = await broker.publish(made(b"1"))
+        async for delivery in subscription:
+            if delivery.payload == b"2":
+                break
+            async with asyncio.timeout(10):
+                (theirs,) = await other.take(1)
+            assert theirs == delivery
+            delivery.nack()
+            theirs.in_progress()
+            await broker.publish(made(b"2"))
+        assert published.state is State.DELIVERED
+        assert theirs.held
+
+
 async def test_dead_letters_are_copies_that_can_be_requeued_removed_and_cleared() -> None:
     broker = Broker()
     async with broker.subscribe("a", name="a") as one, broker.subscribe("b", name="b") as two:
@@ -215,6 +288,23 @@ async def test_dead_letters_are_copies_that_can_be_requeued_removed_and_cleared(
         assert broker.dead_letters.requeue() == 0, "its subscription has ended"
         assert broker.dead_letters.clear() == 1
         assert broker.dead_letters.list() == []
+
+
+async def test_what_is_done_to_a_copy_of_a_dead_letter_is_done_to_nothing_else() -> None:
+    broker = Broker()
+    headers = {"a": "1"}
+    async with broker.subscribe(name="one") as one, broker.subscribe(name="other") as other:
+        await broker.publish(made()._replace(headers=headers))
+        (delivery,) = await one.take(1)
+        delivery.reject(Reason.INVALID, "no")
+        listed = broker.dead_letters.list()[0].message.headers
+        assert isinstance(listed, dict)
+        listed["evil"] = "1"
+        assert other.take_nowait(1)[0].headers == {"a": "1"}
+        headers["late"] = "1"
+        assert broker.dead_letters.list()[0].message.headers == {"a": "1"}
+        broker.dead_letters.requeue()
+        assert one.take_nowait(1)[0].headers == {"a": "1"}
 
 
 async def test_dead_letters_are_bounded() -> None:

@@ -165,6 +165,10 @@ async def test_the_members_of_a_group_agree() -> None:
             broker.subscribe("orders.*", group="g", buffer=6).begin()
         with pytest.raises(ConfigurationError, match="group 'g' has policy drop_newest; a member that has block cannot"):
             broker.subscribe("orders.*", group="g", buffer=5, policy="block").begin()
+        with pytest.raises(ConfigurationError, match="group 'g' has filter None; a member that has <function"):
+            broker.subscribe("orders.*", group="g", buffer=5, filter=lambda message: False).begin()
+        with pytest.raises(ConfigurationError, match="group 'g' has on_drop None; a member that has <function"):
+            broker.subscribe("orders.*", group="g", buffer=5, on_drop=lambda message, why: None).begin()
 
 
 async def test_subscriptions_without_a_name_are_told_apart() -> None:

@@ -6,14 +6,18 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bridges.errors import ConfigurationError, InvalidMessage, NoReply
-from bridges.inprocess import Broker, DataclassCodec, Drop, Functions, InProcessSink, Topic
+from bridges.inprocess import Broker, DataclassCodec, Drop, Functions, InProcessSink, MemoryLog, Topic
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason
 from tests.engines.deadline import eventually
+
+if TYPE_CHECKING:
+    from bridges.inprocess.settings import PolicyName
 
 
 def made(payload: bytes = b"", topic: str = "orders.created", key: str | None = None) -> Message:
@@ -53,6 +57,39 @@ async def test_what_has_expired_is_dropped_at_its_time_and_makes_room() -> None:
         assert [delivery.payload for delivery in await subscription.take(9)] == [b"long"]
         figures = broker.figures().topics["orders.created"]
         assert (figures.published, figures.delivered, figures.dropped) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("way", ["behind a handler that computes", "out of the spill", "behind a publisher that waited for room"])
+async def test_what_expires_before_its_timer_can_say_so_is_not_delivered(way: str, key: str | None) -> None:
+    """Its place and its key are free then, and it is counted and told."""
+    broker = Broker()
+    told: list[tuple[bytes, Drop]] = []
+    policy: PolicyName = "spill" if "spill" in way else "block"
+    async with broker.subscribe(
+        buffer=9 if "handler" in way else 1,
+        policy=policy,
+        spill_to=MemoryLog() if policy == "spill" else None,
+        on_drop=lambda message, why: told.append((message.payload, why)),
+    ) as subscription:
+        await broker.publish(made(b"first", key=key))
+        publish = asyncio.create_task(broker.publish(made(b"short", key=key), ttl=0.02))
+        await asyncio.wait({publish}, timeout=0.01)
+        assert publish.done() is ("room" not in way)
+        following = asyncio.create_task(broker.publish(made(b"last", key=key)))
+        await asyncio.sleep(0)
+        time.sleep(0.03)  # noqa: ASYNC251 -- the event loop has no turn
+        taken: list[bytes] = []
+        async with asyncio.timeout(10):
+            while b"last" not in taken:
+                for delivery in await subscription.take(9):
+                    taken.append(delivery.payload)
+                    delivery.ack()
+        await asyncio.gather(publish, following)
+        assert taken == [b"first", b"last"]
+        assert told == [(b"short", Drop.EXPIRED)]
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.delivered, figures.dropped) == (3, 2, 1)
 
 
 async def test_what_has_expired_is_not_delivered_again() -> None:

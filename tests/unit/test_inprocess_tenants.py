@@ -12,8 +12,8 @@ from bridges.inprocess import Broker, Tenants
 from bridges.message import Message, uuid7
 
 
-def of(tenant: str, payload: bytes = b"x") -> Message:
-    return Message(uuid7(), "orders.created", payload, headers={"tenant": tenant})
+def of(tenant: str, payload: bytes = b"x", key: str | None = None) -> Message:
+    return Message(uuid7(), "orders.created", payload, key, headers={"tenant": tenant})
 
 
 async def test_tenants_take_turns_and_their_lag_is_seen() -> None:
@@ -57,6 +57,39 @@ async def test_a_limit_holds_one_tenant_and_no_other() -> None:
         while seen < 5:
             seen += len(await asyncio.wait_for(subscription.take(9), 10))
         assert loop.time() - began > 0.08
+
+
+async def test_what_is_only_parked_behind_its_key_costs_nothing() -> None:
+    broker = Broker()
+    one, two = (
+        broker.subscribe(group="g", prefetch=2, ack="explicit", tenants=Tenants(rate=0.001, burst=4, quantum=2)).begin() for _ in range(2)
+    )
+    for number, key in enumerate("aaab"):
+        await broker.publish(of("t", str(number).encode(), key))
+    (first,) = one.take_nowait(1)
+    assert [delivery.payload for delivery in two.take_nowait(9)] == [b"3"], "what is of the first key is parked"
+    first.ack()
+    got = one.take_nowait(9)
+    assert [delivery.payload for delivery in got] == [b"1", b"2"]
+    for delivery in got:
+        delivery.ack()
+    await broker.publish(of("t", b"over the limit"))
+    assert one.take_nowait(9) == []
+    broker.close()
+
+
+async def test_what_is_parked_keeps_nobody_from_its_turn() -> None:
+    broker = Broker()
+    fair = Tenants(quantum=2)
+    one, two = (broker.subscribe(group="g", prefetch=99, ack="explicit", tenants=fair).begin() for _ in range(2))
+    await broker.publish(of("loud", b"0", "k"))
+    assert len(one.take_nowait(1)) == 1
+    for number in range(8):
+        await broker.publish(of("loud", b"", "k" if number < 4 else None))
+        await broker.publish(of("quiet"))
+    taken = [delivery.headers["tenant"] for delivery in two.take_nowait(8)]
+    assert taken == ["loud", "loud", "quiet", "quiet"] * 2
+    broker.close()
 
 
 @pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])

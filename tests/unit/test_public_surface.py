@@ -51,6 +51,7 @@ SURFACE = {
     "dedupe": ["Consumer", "Handler", "HandlerSink", "first_time"],
     "bridges.inprocess": [
         "Broker",
+        "BrokerMetrics",
         "Codec",
         "CursorStore",
         "DataclassCodec",
@@ -58,15 +59,19 @@ SURFACE = {
         "DeadLetters",
         "Delivery",
         "Drop",
+        "DurableCursors",
+        "DurableLog",
         "Entry",
         "Figures",
         "Functions",
         "InProcessSink",
         "InProcessSource",
         "Log",
+        "LogSettings",
         "MemoryLog",
         "Policy",
         "Received",
+        "RecoveryReport",
         "State",
         "Subscription",
         "SubscriptionFigures",
@@ -134,11 +139,13 @@ def test_every_package_is_typed(package: str) -> None:
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
-    bridges = importlib.import_module("bridges")
-    with pytest.raises(AttributeError, match="'bridges' has no attribute 'Nothing'"):
-        _ = bridges.Nothing
+    for module in ("bridges", "bridges.inprocess"):
+        with pytest.raises(AttributeError, match=f"'{module}' has no attribute 'Nothing'"):
+            _ = importlib.import_module(module).Nothing
 
 
 def test_every_lazy_name_is_public() -> None:
     bridges = importlib.import_module("bridges")
     assert set(bridges._HOME_OF) | {"Message"} == set(bridges.__all__)
+    inprocess = importlib.import_module("bridges.inprocess")
+    assert set(inprocess._HOME_OF) < set(inprocess.__all__)

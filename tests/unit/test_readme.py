@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
+import pytest
 
 from outbox.daemon.config import load
 from tests.engines.command import configured
@@ -42,7 +48,39 @@ def test_every_test_it_names_exists() -> None:
     assert [name for name in named if f"def {name}" not in tests] == []
 
 
+def examples(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
 def test_its_configuration_loads(tmp_path: Path) -> None:
-    example = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
-    assert example
-    assert load(configured(tmp_path, example[1])).pump.batch == 1000
+    daemon, bridges = examples("toml")
+    assert load(configured(tmp_path, daemon)).pump.batch == 1000
+    (bridge,) = load(configured(tmp_path, daemon + bridges)).bridges
+    assert bridge.makes(load(configured(tmp_path, daemon + bridges))) == ["ledger.>"]
+    routed = '[[routes]]\ntopics = "ledger.>"\nsink = "ledger"\n'
+    (durable,) = load(configured(tmp_path, daemon + bridges.replace("# via", "via") + routed)).bridges
+    assert durable.via == "outbox"
+
+
+def test_its_broker_can_be_pasted(tmp_path: Path) -> None:
+    """And ends, having said what it should; the durable one goes on where it was."""
+    memory, durable = (example for example in examples("python") if "Broker()" in example)
+
+    def run(code: str) -> list[str]:
+        command = [sys.executable, "-W", "error", "-c", code]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60)
+        return ended.stdout.splitlines()
+
+    assert run(memory) == ["42"]
+    pasted = f"{memory}\n{durable}\nasyncio.run(restartable())"
+    for found in range(2):
+        assert run(pasted)[-1].startswith(f"{found} orders-log: {found} records in ")
+
+
+@pytest.mark.parametrize("example", examples("python"), ids=lambda example: example[:40])
+def test_its_examples_import_what_there_is(example: str) -> None:
+    imports = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        for name in node.names:
+            assert hasattr(importlib.import_module(node.module or ""), name.name), name.name
