@@ -154,7 +154,7 @@ class HandlerSink:
                             await self._handler(message, connection)
                 outcomes.append(PUBLISHED)
         for message, why in set_aside:
-            log.error("%s: message %s (%s) is set aside: %s", self._consumer, message.id, message.topic, why)
+            log.error("%s: message %s (%s) is set aside: %s", self._consumer, message.id, storable(message.topic), why)
         return outcomes
 
     async def _handle_alone(self, message: Message) -> Outcome:
@@ -168,7 +168,12 @@ class HandlerSink:
                 if not isinstance(problem, _COLLISIONS):
                     attempts += 1
                     log.warning(
-                        "%s: message %s (%s), attempt %d failed: %s", self._consumer, message.id, message.topic, attempts, told(problem)
+                        "%s: message %s (%s), attempt %d failed: %s",
+                        self._consumer,
+                        message.id,
+                        storable(message.topic),
+                        attempts,
+                        told(problem),
                     )
                     if self._retry.exhausted(attempts):
                         return await self._bury(message, attempts, told(problem))
@@ -182,7 +187,7 @@ class HandlerSink:
                 await self._record_dead(connection, message, attempts, error)
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as problem:
             return Released(Reason.UNAVAILABLE, told(problem))
-        log.error("%s: message %s (%s) is dead after %d attempts: %s", self._consumer, message.id, message.topic, attempts, error)
+        log.error("%s: message %s (%s) is dead after %d attempts: %s", self._consumer, message.id, storable(message.topic), attempts, error)
         return PUBLISHED
 
     async def _record_dead(self, connection: psycopg.AsyncConnection[Any], message: Message, attempts: int, error: str) -> None:
