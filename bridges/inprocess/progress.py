@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from bridges.deadline import happens
 from bridges.errors import LogFailed, told
 from bridges.inprocess.log import Place
 from bridges.ports import Rejected
@@ -158,8 +158,7 @@ class Cursor:
                 if len(place.done) > _MANY:  # one that waits long leaves much behind it to tell of
                     spent = monotonic() - began
                 if spent > _SHORT:  # a tenth of the time is enough for telling, and for syncs that nobody else asks for
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._hurry.wait(), min(1.0, 10 * spent))
+                    await happens(self._hurry, min(1.0, 10 * spent))
         except Exception as problem:  # whatever a store raises: the next acknowledgement tries again; what is lost comes again
             self._changed = True
             log.exception("%s: its place in the log was not saved; what it acknowledged may come again", self.name)
