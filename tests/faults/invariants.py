@@ -126,7 +126,7 @@ def loss(history: History) -> Iterator[Violation]:
         if not put.poison and id_ not in known.copied:
             if id_ in known.effective:
                 yield _of("loss", "took effect, and is in no log", put)
-            elif id_ not in known.remaining and id_ not in known.dead:
+            elif id_ not in known.remaining and (put.flawed or id_ not in known.dead):
                 yield _of("loss", f"is in no log, and the outbox has it no more (its COMMIT: {put.outcome})", put)
 
 

@@ -411,6 +411,12 @@ def a_process_does_not_end(history: History, rng: Random) -> None:
     history.exits[index] = history.exits[index]._replace(code=None)
 
 
+@bug("no_hang")
+def a_process_does_not_end_well(history: History, rng: Random) -> None:
+    index = rng.randrange(len(history.exits))
+    history.exits[index] = history.exits[index]._replace(code=rng.choice((1, -6)))
+
+
 @bug("duplicates_bounded")
 def a_message_is_sent_again_and_again(history: History, rng: Random) -> None:
     history.copies += [rng.choice(history.copies)] * (IN_FLIGHT * (len(history.faults) + 1) + 1)
@@ -572,6 +578,23 @@ def test_what_is_behind_poison_goes_on() -> None:
     behind = run(put(1), put(2, poison=True), put(3), copies="1 3", deaths=[Death(UUID(int=2), "too large")], left=[UUID(int=2)])
     assert broken(behind) == set()
     assert broken(replace(behind, copies=behind.copies[:1], effects=behind.effects[:1])) == {"loss"}
+
+
+def test_what_no_handler_takes_is_published_and_dead_at_the_consumer_without_an_effect() -> None:
+    both = run(put(1), put(2, flawed=True), copies="1 2", deaths=[Death(UUID(int=2), "consumer")])
+    handled = replace(both, effects=[effect for effect in both.effects if effect.id == UUID(int=1)])
+    assert broken(handled) == set()
+    assert broken(both) == {"one_effect"}
+    assert broken(replace(handled, deaths=[])) == {"wrongly_dead"}
+    assert broken(replace(handled, copies=both.copies[:1])) == {"loss"}
+
+
+def test_what_a_killed_consumer_had_not_acknowledged_may_take_effect_behind_newer_ones() -> None:
+    swapped = run(put(1), put(2), copies="1 2")
+    one, other = swapped.effects
+    swapped.effects = [one._replace(place=other.place), other._replace(place=one.place)]
+    assert broken(swapped) == {"effect_order"}
+    assert broken(replace(swapped, consumer_hit=True)) == set()
 
 
 def test_a_look_says_nothing_of_what_was_not_yet_committed() -> None:
