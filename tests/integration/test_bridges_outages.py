@@ -17,7 +17,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
 from bridges.backoff import Backoff
 from bridges.bridge import Bridge
-from bridges.envelope import VIA
+from bridges.envelope import RENAMED, VIA
 from bridges.inprocess import Broker, InProcessSource
 from bridges.jetstream import JetStream, JetStreamSink, JetStreamSource
 from bridges.kafka import Kafka, KafkaSink, KafkaSource
@@ -135,8 +135,9 @@ def assert_arrived(sent: Sequence[Message], arrived: Iterable[Message], topic: C
         first.setdefault(each.id, each)
     assert len(first) == len(sent), f"{len(sent) - len(first)} lost"
     for each in sent:
-        headers = {**each.headers, VIA: via}
-        assert first[each.id] == each._replace(topic=topic(each.topic), headers=headers)
+        name = topic(each.topic)
+        renamed = {RENAMED: each.topic} if name != each.topic else {}
+        assert first[each.id] == each._replace(topic=name, headers={**each.headers, VIA: via, **renamed})
     last: dict[str | None, int] = {}
     for each in first.values():
         assert last.get(each.key, -1) < int(each.payload), f"{each.key}: {last[each.key]} before {int(each.payload)}"
