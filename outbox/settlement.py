@@ -155,10 +155,11 @@ class Settlement:
     def decide(self, rows: Sequence[Row], outcomes: Sequence[Outcome], retry: Backoff) -> None:
         """Decide about the rows that were sent, by their outcomes."""
         for row, outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, Published):  # first, since it is nearly every one
+                self._let_go(row)
+                continue
             key = self._key_of(row)
             match outcome:
-                case Published():
-                    self._let_go(row)
                 case _ if key is not None and key in self._waits:
                     # Whatever it is, an earlier row of its key waits: it is this one's turn when that one has gone.
                     self._wait_behind(row, self._waits[key])
@@ -249,7 +250,8 @@ class Settlement:
             self.published[row.table].append(row.position)
         else:
             self.archived.append(Archived(row.position, policy.sink, policy.keep))
-        self._advance(row)
+        if row.table == "held":
+            self._advance(row)
 
     def _try_again(self, row: Row, outcome: Retry, retry: Backoff) -> None:
         attempts = row.attempts + 1
