@@ -131,7 +131,7 @@ async def play(
                 began = time.time()
                 async with asyncio.timeout(nemesis.longest):
                     await nemesis.hurt(ours, chance, history)
-                history.consumer_hit |= nemesis.hits_consumer
+                history.consumer_hit |= nemesis.hits_consumer and sink in {"jetstream", "bridged"}
                 history.faults.append(Fault(nemesis.name, began, time.time(), nemesis.times))
                 await _heal(ours, history)
                 # Long enough to see it recover, and a quarter of the time in any case.

@@ -43,7 +43,7 @@ class Nemesis:
     times: int = 1
     """How often it breaks something."""
     hits_consumer: bool = False
-    """Whether it kills or freezes a consumer, from which what it has not acknowledged comes again out of order."""
+    """Whether a consumer may not get, or not acknowledge, what it was sent."""
 
 
 NEMESES: Final[dict[str, Nemesis]] = {}

@@ -35,7 +35,7 @@ def _harm(what: str, begin: Callable[[Proxy], object], seconds: tuple[float, flo
             way.heal()
             await ours.ready()
 
-        nemesis(name, sinks=sinks)(hurt)
+        nemesis(name, sinks=sinks, hits_consumer=sinks is SERVERS)(hurt)
 
 
 def shut(way: Proxy) -> None:
@@ -68,7 +68,7 @@ def _at_a_moment(name: str, moments: Mapping[str, str], plan: Callable[[Proxy, s
             await asyncio.sleep(chance.uniform(0, 0.2))
         await ours.ready()
 
-    nemesis(name, sinks=SINKS if "Postgres" in moments else tuple(moments), times=times)(hurt)
+    nemesis(name, sinks=SINKS if "Postgres" in moments else tuple(moments), times=times, hits_consumer="Postgres" not in moments)(hurt)
 
 
 _COMMITTED: Final = {"Postgres": "after_commit"}

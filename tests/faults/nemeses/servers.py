@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.faults.history import History
 
 
-@nemesis("kill broker", sinks=SERVERS)
+@nemesis("kill broker", sinks=SERVERS, hits_consumer=True)
 async def kill_broker(ours: Fleet, chance: random.Random, history: History) -> None:
     server = ours.broker.server
     assert server is not None
@@ -50,7 +50,7 @@ async def freeze_all(pids: Iterable[int], seconds: float) -> None:
 def _register_frozen(seconds: int) -> None:
     slow = seconds > 10
 
-    @nemesis(f"broker frozen for {seconds} s", sinks=SERVERS, longest=seconds + 60, slow=slow)
+    @nemesis(f"broker frozen for {seconds} s", sinks=SERVERS, longest=seconds + 60, slow=slow, hits_consumer=True)
     async def _(ours: Fleet, chance: random.Random, history: History) -> None:
         assert ours.broker.server is not None
         await freeze_all([ours.broker.server.pid], seconds)
@@ -147,7 +147,7 @@ async def postgres_disk_full(ours: Fleet, chance: random.Random, _: History) -> 
     await ours.ready()
 
 
-@nemesis("NATS's disk full", sinks=("jetstream",), small_disks=True, longest=90)
+@nemesis("NATS's disk full", sinks=("jetstream",), small_disks=True, longest=90, hits_consumer=True)
 async def nats_disk_full(ours: Fleet, chance: random.Random, _: History) -> None:
     """A nats-server that has found no room does not look again: it is started again when there is."""
     server = ours.broker.server
