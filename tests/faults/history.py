@@ -158,8 +158,8 @@ class History:
     probes: list[Probe] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     consumer_hit: bool = False
-    """JetStream had sent something that the consumer never got, or never acknowledged: it comes again after ``ack_wait``, behind what is newer.
-    Kafka reads again from where the consumer was."""
+    """JetStream may have sent what the consumer never got or acknowledged: it comes again after ``ack_wait``, behind newer messages.
+    From Kafka it is read again in order."""
     restarts: int = 0
     """Of daemons, beyond those that a nemesis killed: nothing but a nemesis may make one necessary."""
     logs: Mapping[str, str] = field(default_factory=dict)
