@@ -39,17 +39,18 @@ class Posting:
 
     Attributes:
         stored: whether a durable log has it.
+        open: whether all it was for have it, and what becomes of it is not known yet.
         awaited: whether somebody waits for what becomes of it.
         deliveries: those that were made and went to a buffer, or were dropped for want of room there.
     """
 
-    __slots__ = ("_answers", "answered", "awaited", "deliveries", "its", "message", "route", "stored")
+    __slots__ = ("_answers", "answered", "awaited", "deliveries", "its", "message", "open", "route", "stored")
 
     def __init__(self, message: Message, route: Route, its: Stamps, *, answered: bool = False) -> None:
         self.message = message
         self.route = route
         self.its = its
-        self.stored = False
+        self.stored = self.open = False
         self.deliveries: list[Delivery] = []
         self._answers: list[tuple[str, Answer]] = []
         self.answered = self.awaited = answered

@@ -563,3 +563,15 @@ async def test_what_a_reader_of_a_log_in_memory_never_had_is_not_published() -> 
     subscription.unsubscribe()
     assert [type(outcome) for outcome in await sinking] == [Released, Rejected]
     assert not len(broker.dead_letters), "its publisher keeps it"
+
+
+async def test_a_sink_that_tries_again_stores_no_second_copy_in_a_log_in_memory() -> None:
+    log = MemoryLog()
+    broker = await logged(0, log)
+    sink, message = InProcessSink(broker, timeout=0.01), made(1)
+    async with broker.subscribe("orders.*", start="live") as subscription:
+        for _ in range(3):
+            assert isinstance((await sink.publish([message]))[0], Released)
+        assert await taken(subscription, 1) == [1]
+        assert await sink.publish([message]) == [PUBLISHED]
+        assert log.next == 1
