@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
@@ -16,30 +17,39 @@ from bridges.message import Message, uuid7
 from bridges.ports import Published, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Collection, Coroutine
     from uuid import UUID
 
+LOG = 12
+"""The place of the subscription that reads a log."""
 KEYS = st.sampled_from([None, "k", "l"])
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), st.sampled_from(["a", "b"]), KEYS, st.integers(-1, 1), st.sampled_from([None, None, 0.0001, 9.0])),
-        st.tuples(st.just("take"), st.integers(0, 11), st.integers(1, 5)),
-        st.tuples(st.just("end"), st.integers(0, 11), st.sampled_from(["ack", "nack", "later", "release", "reject", "progress"])),
+        st.tuples(st.just("take"), st.integers(0, LOG), st.integers(1, 5)),
+        st.tuples(st.just("end"), st.integers(0, LOG), st.sampled_from(["ack", "nack", "later", "release", "reject", "progress"])),
         st.tuples(st.just("sink"), st.sampled_from(["a", "b"]), KEYS),
         st.tuples(st.just("cut"), st.sampled_from(["a", "b"]), KEYS),
+        st.tuples(st.just("now"), st.sampled_from(["a", "b"]), KEYS),
         st.tuples(st.just("cancel"), st.integers(0, 9)),
         st.tuples(st.just("requeue")),
-        st.tuples(st.just("leave"), st.integers(0, 11)),
+        st.tuples(st.just("leave"), st.integers(0, LOG)),
         st.tuples(st.just("turn")),
     ),
     max_size=60,
 )
 
+SUBSCRIPTIONS = st.one_of(st.sets(st.integers(0, LOG), min_size=1, max_size=3), st.just(set(range(LOG + 1))))
+
 
 class Books:
-    """A broker with a subscription of every policy, and what was seen of it from outside."""
+    """A broker with subscriptions, and what was seen of it from outside.
 
-    def __init__(self) -> None:
+    Args:
+        which: the places of those subscriptions that there are, of one for every policy, and some more.
+    """
+
+    def __init__(self, which: Collection[int]) -> None:
         self.broker = Broker()
         self.broker.keep("b", MemoryLog())
         self.sink = InProcessSink(self.broker, timeout=0.002)
@@ -52,23 +62,24 @@ class Books:
         self.delivered: Counter[str] = Counter()
         self.blocked: list[asyncio.Task[object]] = []
         common: dict[str, Any] = {"buffer": 3, "retry": Backoff(first=0.0001, cap=0.0002, max_attempts=3), "on_drop": self.drop}
-        self.subscriptions: list[Subscription] = [
-            self.broker.subscribe(**(common | own)).begin()
-            for own in (
-                {"policy": "drop_newest"},
-                {"policy": "drop_oldest"},
-                {"policy": "block"},
-                {"policy": "spill", "spill_to": MemoryLog()},
-                {"policy": "drop_newest", "tenants": Tenants()},
-                {"policy": "drop_oldest", "group": "g"},
-                {"policy": "drop_oldest", "group": "g"},
-                {"policy": "drop_newest", "ack_deadline": 0.0005},
-                {"policy": "shed"},
-                {"policy": "drop_newest", "filter": lambda message: message.key != "k"},
-                {"policy": "block"},
-            )
+        every: list[dict[str, Any]] = [
+            {"policy": "drop_newest"},
+            {"policy": "drop_oldest"},
+            {"policy": "block"},
+            {"policy": "spill", "spill_to": MemoryLog()},
+            {"policy": "drop_newest", "tenants": Tenants()},
+            {"policy": "drop_oldest", "group": "g"},
+            {"policy": "drop_oldest", "group": "g"},
+            {"policy": "drop_newest", "ack_deadline": 0.0005},
+            {"policy": "shed"},
+            {"policy": "drop_newest", "filter": lambda message: message.key != "k"},
+            {"policy": "block", "buffer": 1},
+            {"policy": "spill", "spill_to": MemoryLog(), "buffer": 1},
+            {"name": "log", "start": "live"},
         ]
-        self.subscriptions.append(self.broker.subscribe("b", name="log", start="live", **common).begin())
+        self.subscriptions: list[Subscription] = [
+            self.broker.subscribe("b" if place == LOG else ">", **(common | every[place])).begin() for place in sorted(which)
+        ]
         self.out: list[list[Delivery]] = [[] for _ in self.subscriptions]
 
     def drop(self, message: Message, why: Drop) -> None:
@@ -104,6 +115,12 @@ class Books:
         task = asyncio.create_task(self.broker.publish(self.made(topic, key)))
         asyncio.get_running_loop().call_soon(task.cancel)
         await asyncio.wait({task})
+
+    async def now(self, topic: str, key: str | None) -> None:
+        """A publisher that goes on in the turn in which something else has just happened, and gives up where it has to wait."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.0005):
+                await self.broker.publish(self.made(topic, key))
 
     async def cancel(self, which: int) -> None:
         if self.blocked:
@@ -204,9 +221,9 @@ class Books:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(STEPS)
-def test_published_is_delivered_and_dropped(steps: list[tuple[object, ...]]) -> None:
+@given(SUBSCRIPTIONS, STEPS)
+def test_published_is_delivered_and_dropped(which: set[int], steps: list[tuple[object, ...]]) -> None:
     async def run() -> None:
-        await Books().run(steps)
+        await Books(which).run(steps)
 
     asyncio.run(run())
