@@ -31,6 +31,7 @@ STEPS = st.lists(
         st.tuples(st.just("sink"), st.sampled_from(["a", "b"]), KEYS),
         st.tuples(st.just("cut"), st.sampled_from(["a", "b"]), KEYS),
         st.tuples(st.just("now"), st.sampled_from(["a", "b"]), KEYS),
+        st.tuples(st.just("overtake"), st.sampled_from(["a", "b"]), st.integers(0, LOG)),
         st.tuples(st.just("cancel"), st.integers(0, 9)),
         st.tuples(st.just("requeue")),
         st.tuples(st.just("leave"), st.integers(0, LOG)),
@@ -121,6 +122,12 @@ class Books:
         with suppress(TimeoutError):
             async with asyncio.timeout(0.0005):
                 await self.broker.publish(self.made(topic, key))
+
+    async def overtake(self, topic: str, which: int) -> None:
+        """Two publishers of one key, and room at one subscription between them, in one turn."""
+        await self.publish(topic, "l", 0, None)
+        await self.take(which, 1)
+        await self.now(topic, "l")
 
     async def cancel(self, which: int) -> None:
         if self.blocked:
