@@ -30,6 +30,9 @@ class Backlog(Protocol):
     def holds(self, message_id: UUID) -> bool:
         """Say whether a message is among the next `NEAR` there."""
 
+    def answered(self, offset: int) -> bool:
+        """Say whether somebody waits for what becomes of an offset, and keeps it if it is rejected."""
+
     def done(self, offset: int, outcome: Outcome) -> None:
         """A delivery from the log is over; or the dead letter that it became is gone."""
 

@@ -162,7 +162,7 @@ class Custody:
             self.counts.dead += 1
             delivery.topic_counts.dead += 1
             delivery.end(State.DEAD, outcome)
-            if isinstance(outcome, Rejected) and not delivery.own.answered:
+            if isinstance(outcome, Rejected) and not self._answered(delivery):
                 self.house.dead_letters.bury(delivery, outcome)
         self._end(delivery, outcome)
 
@@ -238,6 +238,12 @@ class Custody:
     def _free(self, delivery: Delivery) -> None:
         if delivery.message.key is not None:
             self._free_key(delivery.message.key)
+
+    def _answered(self, delivery: Delivery) -> bool:
+        """Say whether its publisher keeps it if it is rejected."""
+        return delivery.own.answered or (
+            self.backlog is not None and delivery.offset is not None and self.backlog.answered(delivery.offset)
+        )
 
     def _end(self, delivery: Delivery, outcome: Outcome) -> None:
         if self.backlog is not None and delivery.offset is not None:

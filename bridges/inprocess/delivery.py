@@ -206,10 +206,12 @@ class Delivery:
         if self.held:
             self.mailbox.extend(self)
 
-    def withdraw(self) -> None:
-        """The publisher waits no longer: a reader that has not got it yet will not get it."""
-        if not self.over:
-            self.mailbox.drop(self, Drop.WITHDRAWN)
+    def withdraw(self) -> bool:
+        """The publisher waits no longer: it is dropped, unless a reader has had it; say whether it was."""
+        if self.over or self.reader is not None:
+            return False
+        self.mailbox.drop(self, Drop.WITHDRAWN)
+        return True
 
     async def outcome(self) -> Outcome:
         """Wait for the end of the delivery: `Published` when acknowledged, `Rejected` when given up, `Released` when dropped."""

@@ -7,23 +7,22 @@ import logging
 import time
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from bridges.inprocess.entry import Entry
 from bridges.inprocess.posting import Posting
 from bridges.inprocess.settings import Policy
 from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import PUBLISHED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.routes import Route, Routes
     from bridges.inprocess.timers import Timers
     from bridges.message import Message
-
-T = TypeVar("T")
 
 log = logging.getLogger("outboxd.inprocess")
 
@@ -58,11 +57,11 @@ class Dispatch:
         kept = postings[0].route.kept if len(logs) == 1 else None
         if kept is None or not kept.log.durable:
             return
-        await kept.append([posting.message for posting in postings])
-        for posting in postings:
-            posting.stored = True
+        first = await kept.append([posting.message for posting in postings])
+        for offset, posting in enumerate(postings, first):
+            posting.kept(offset, durable=True)
         # All at once: if there is no time for those that wait for room, the others have theirs.
-        await _each([self._enter(box, posting) for posting in postings for box in self._offer(posting)])
+        await _each([_enter(box, posting) for posting in postings for box in self._offer(posting)])
 
     async def patiently(self, posting: Posting, timeout: float, *, acknowledged: bool) -> list[str]:
         """Deliver a message, waiting for room whatever the policy; return the names of those that were not in time.
@@ -70,6 +69,7 @@ class Dispatch:
         If the log of its topic is not, its name is the only one, and nobody has been given the message.
         """
         deadline = monotonic() + timeout
+        posting.awaited = acknowledged
         message, route = posting.message, posting.route
         if route.kept is not None:
             storing = asyncio.ensure_future(self._store(posting))
@@ -77,11 +77,13 @@ class Dispatch:
                 return late
         waits = {}
         for box in route.boxes:
-            if not box.closed and box.wants(message, route.counts) and not box.let_in(posting):
-                waits[asyncio.ensure_future(self._enter(box, posting))] = box.name
+            if box.closed:
+                posting.missed(box)
+            elif box.wants(message, route.counts):
+                waits[_enter(box, posting)] = box.name
         late = await _late(waits, deadline)
         if acknowledged:
-            outcomes = {asyncio.ensure_future(answer.outcome()): name for name, answer in posting.answers()}
+            outcomes: dict[asyncio.Future[Any], str] = {asyncio.ensure_future(answer.outcome()): name for name, answer in posting.answers()}
             late += await _late(outcomes, deadline)
             late += [name for outcome, name in outcomes.items() if not outcome.cancelled() and outcome.result() != PUBLISHED]
         return late
@@ -89,7 +91,7 @@ class Dispatch:
     async def squeeze(self, message: Message, route: Route, boxes: Sequence[Mailbox]) -> list[Delivery]:
         """Deliver a message where there is no room, by the policy of each."""
         posting = Posting(message, route, PLAIN)
-        await _each([self._enter(box, posting) for box in self._displace(posting, boxes)])
+        await _each([_enter(box, posting) for box in self._displace(posting, boxes)])
         return posting.deliveries
 
     def close(self) -> None:
@@ -107,8 +109,7 @@ class Dispatch:
         kept = posting.route.kept
         if kept is None:
             return
-        posting.offset = await kept.append([posting.message], posting.its)
-        posting.stored = kept.log.durable
+        posting.kept(await kept.append([posting.message], posting.its), durable=kept.log.durable)
 
     async def _deliver(self, posting: Posting) -> None:
         its, now = posting.its, time.time()
@@ -116,15 +117,15 @@ class Dispatch:
             self.scheduled += 1
             self._timers.at(monotonic() + its.due - now, partial(self._come_due, posting.message, its))
         else:
-            await _each([self._enter(box, posting) for box in self._offer(posting)])
+            await _each([_enter(box, posting) for box in self._offer(posting)])
 
     def _offer(self, posting: Posting) -> list[Mailbox]:
         """Deliver a message wherever that needs no waiting; return where it does."""
         full: list[Mailbox] = []
         for box in posting.route.boxes:
             if box.closed:
-                continue
-            if box.admits(posting.message):
+                posting.missed(box)
+            elif box.admits(posting.message):
                 posting.came(box.put_by(posting.its, posting.message, posting.route.counts))
             else:
                 full.append(box)
@@ -142,12 +143,6 @@ class Dispatch:
                 posting.came(box.displace(posting.its, posting.message, posting.route.counts))
         return waits
 
-    async def _enter(self, box: Mailbox, posting: Posting) -> None:
-        if box.spill is not None:
-            posting.goes_behind(box, await box.spill.take(posting))
-        else:
-            await box.wait_for_room(posting)
-
     def _come_due(self, message: Message, its: Stamps) -> None:
         """The time of a message has come: to those who are subscribed by now."""
         self.scheduled -= 1
@@ -164,21 +159,29 @@ class Dispatch:
             log.error("a message that came due was not delivered: %s", problem, exc_info=problem)
 
 
-async def _each(waits: Sequence[Coroutine[object, object, None]]) -> None:
+def _enter(box: Mailbox, posting: Posting) -> asyncio.Future[Any]:
+    """Get in line at a mailbox, at once; return what is done when that is over, and to be cancelled if nobody waits for it."""
+    if box.spill is not None and not box.admits(posting.message):
+        return box.spill.take(posting)
+    entry = Entry(box, posting)
+    posting.goes_behind(box, entry)
+    return entry.entered
+
+
+async def _each(waits: Sequence[asyncio.Future[Any]]) -> None:
     """Wait for all of them, also when one fails, and raise what one raised. None goes on when whoever waits is cancelled."""
     if len(waits) == 1:
         await waits[0]
     elif waits:
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
         try:
-            await asyncio.wait(tasks)
+            await asyncio.wait(waits)
         finally:
-            await _ended(tasks)
-        for task in tasks:
-            task.result()
+            await _ended(waits)
+        for wait in waits:
+            wait.result()
 
 
-async def _late(waits: Mapping[asyncio.Task[T], str], deadline: float) -> list[str]:
+async def _late(waits: Mapping[asyncio.Future[Any], str], deadline: float) -> list[str]:
     """Wait for all of them until a deadline; return the names of those that were not in time, and do not go on. Raise what one raised."""
     if not waits:
         return []
@@ -192,8 +195,8 @@ async def _late(waits: Mapping[asyncio.Task[T], str], deadline: float) -> list[s
     return [name for wait, name in waits.items() if wait.cancelled()]
 
 
-async def _ended(tasks: Collection[asyncio.Task[T]]) -> None:
+async def _ended(waits: Collection[asyncio.Future[Any]]) -> None:
     """End those that still run."""
-    running = [task for task in tasks if task.cancel()]
+    running = [wait for wait in waits if wait.cancel()]
     if running:
         await asyncio.wait(running)

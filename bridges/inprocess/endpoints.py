@@ -16,6 +16,7 @@ from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejecte
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from uuid import UUID
 
     from bridges.inprocess.broker import Broker
     from bridges.inprocess.delivery import Delivery
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _FOR_EVER: Final = Backoff()
 _UNHEARD: Final = Released(Reason.MISSING, "no subscription takes this topic")
+_MAX_LATE: Final = 10_000
+"""Messages that a sink remembers because readers have them; the oldest are forgotten first, and sent again as new ones."""
 
 
 class InProcessSink:
@@ -37,7 +40,8 @@ class InProcessSink:
 
     Args:
         broker: where.
-        timeout: seconds for the acknowledgements of one call; what has none by then is released and withdrawn.
+        timeout: seconds for the acknowledgements of one call; what has none by then is released. It is withdrawn as well, unless readers
+            (or a log in memory) have all of it: then it stays with them, and the next call with that message awaits the same again.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
         ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
         max_payload: bytes of a payload above which a message is rejected; None for no limit.
@@ -57,6 +61,7 @@ class InProcessSink:
         self._ordered = ordered
         self._limit = max_payload
         self._unheard: Outcome = PUBLISHED if drop_unheard else _UNHEARD
+        self._late: dict[UUID, Posting] = {}
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish in waves, so that no two messages of a key are out together. One outcome each, in order."""
@@ -76,18 +81,19 @@ class InProcessSink:
                     outcomes[index] = PUBLISHED if index in out and out[index].stored else late
         finally:
             for posting in out.values():
-                posting.withdraw()
+                if posting.withdraw() and posting.open:
+                    self._remember(posting)
         return outcomes
 
     async def _stored_together(self, messages: Sequence[Message], out: dict[int, Posting]) -> bool:
         """Have one durable log store the whole call, which keeps every order. False if that cannot be: then one by one."""
         if not messages or (self._limit is not None and any(len(message.payload) > self._limit for message in messages)):
             return False
-        try:
+        # What goes wrong is no outcome yet: one by one, each message has its own, and what the log refuses as a whole may go in by parts.
+        # Nor is it one where the log has them all, and only a subscription beside it failed.
+        with suppress(InvalidMessage, Closed, OSError, LogFailed):
             out.update(enumerate([self._broker.posting(message, answered=True) for message in messages]))
             await self._broker.store(list(out.values()))
-        except (InvalidMessage, Closed, OSError, LogFailed):
-            pass
         return bool(out) and all(posting.stored for posting in out.values())
 
     async def _publish_wave(
@@ -118,9 +124,14 @@ class InProcessSink:
                 awaited.append(index)
         for index in awaited:
             outcomes[index] = blocked.note(messages[index], await out[index].outcome())
+            out[index].open = False
 
     async def _hand_over(self, message: Message, index: int, out: dict[int, Posting]) -> Outcome | None:
         """Publish one message; return its outcome where that is known without."""
+        late = self._late.pop(message.id, None)
+        if late is not None and late.message == message:
+            out[index] = late
+            return None
         topic = message.topic
         if self._limit is not None and len(message.payload) > self._limit:
             return Rejected(Reason.TOO_LARGE, f"the payload is {len(message.payload)} bytes; the limit is {self._limit}")
@@ -128,7 +139,13 @@ class InProcessSink:
             return self._unheard  # an answer to a request that comes again, or too late, is let go: nobody will ever await it again
         out[index] = self._broker.posting(message, answered=True)
         await self._broker.post(out[index])
+        out[index].open = True
         return None
+
+    def _remember(self, posting: Posting) -> None:
+        self._late[posting.message.id] = posting
+        if len(self._late) > _MAX_LATE:
+            del self._late[next(iter(self._late))]
 
 
 class InProcessSource:

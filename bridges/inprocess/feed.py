@@ -73,7 +73,7 @@ class Feed:
         self._done = {*done, *self._again}
         self._on_done = on_done
         self._open: dict[int, Timer | None] = {}
-        self._awaited: dict[int, list[asyncio.Future[Outcome]]] = {}
+        self._awaited: dict[int, list[_Read]] = {}
         self._resuming = False
 
     @property
@@ -131,9 +131,8 @@ class Feed:
     def done(self, offset: int, outcome: Outcome) -> None:
         """An offset is over."""
         self._open.pop(offset, None)
-        for awaited in self._awaited.pop(offset, ()):
-            if not awaited.done():
-                awaited.set_result(outcome)
+        for read in self._awaited.pop(offset, ()):
+            read.over.set_result(outcome)
         if self._on_done is not None:
             self._on_done(offset, outcome)
 
@@ -143,21 +142,21 @@ class Feed:
             if timer is not None:
                 timer.cancel()
         for offset in list(self._awaited):
-            for awaited in self._awaited.pop(offset):
-                if not awaited.done():
-                    awaited.set_result(OUTCOMES[Drop.ENDED])
+            for read in self._awaited.pop(offset):
+                read.over.set_result(OUTCOMES[Drop.ENDED])
 
-    async def outcome(self, offset: int) -> Outcome:
-        """Wait until an offset is over."""
+    def answer(self, offset: int, *, keeps: bool) -> Answer:
+        """Return what becomes of an offset from now on; ``keeps``: who waits for that keeps what is rejected."""
+        read = _Read(keeps=keeps)
         if offset < self._next and offset not in self._open:
-            return PUBLISHED
-        awaited: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._awaited.setdefault(offset, []).append(awaited)
-        return await awaited
+            read.over.set_result(PUBLISHED)
+        else:
+            self._awaited.setdefault(offset, []).append(read)
+        return read
 
-    def answer(self, offset: int) -> Answer:
-        """Return what will become of an offset."""
-        return _Read(self, offset)
+    def answered(self, offset: int) -> bool:
+        """Say whether somebody waits for what becomes of an offset, and keeps it if it is rejected."""
+        return any(read.keeps for read in self._awaited.get(offset, ()))
 
     def _take(self, entry: Entry) -> None:
         if entry.offset in self._done:
@@ -193,11 +192,12 @@ class Feed:
         mailbox = self._mailbox
         before = mailbox.queued
         while self._again and mailbox.queued < mailbox.settings.buffer:
-            offset = self._again.popleft()
+            offset = self._again[0]
             try:
                 entries = self._log.read(offset, 1)
             except Evicted:
                 entries = []
+            self._again.popleft()  # not before: what cannot be read now stays, for the next call to try
             if entries and entries[0].offset == offset:
                 self._offer(entries[0])
             else:
@@ -213,12 +213,13 @@ class Feed:
 class _Read:
     """What becomes of an offset at a subscription that reads the log."""
 
-    def __init__(self, feed: Feed, offset: int) -> None:
-        self._feed = feed
-        self._offset = offset
+    def __init__(self, *, keeps: bool) -> None:
+        self.keeps = keeps
+        self.over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     async def outcome(self) -> Outcome:
-        return await self._feed.outcome(self._offset)
+        return await asyncio.shield(self.over)
 
-    def withdraw(self) -> None:
+    def withdraw(self) -> bool:
         """It stays in the log."""
+        return False

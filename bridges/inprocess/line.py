@@ -39,6 +39,9 @@ class Line(Protocol):
     def evict(self, newcomer: Delivery, *, oldest: bool) -> Delivery:
         """Return whom to drop, the newcomer or one that is taken out for it."""
 
+    def over(self, delivery: Delivery) -> None:
+        """One that waits is over, in the line or beside it; what `evict` has returned is as well."""
+
     def admits(self, newcomer: Message, limit: int) -> bool:
         """Say whether a newcomer may come in although ``limit`` are waiting."""
 
@@ -103,6 +106,9 @@ class FirstComeLine:
             if not (delivery := self.fresh.pop()).over:
                 return delivery
         return None
+
+    def over(self, delivery: Delivery) -> None:
+        """Pass over it when its turn comes."""
 
     def admits(self, newcomer: Message, limit: int) -> bool:
         """Nobody."""

@@ -85,20 +85,12 @@ class Mailbox(Custody):
             self.waiting.wake()
         return delivery
 
-    def let_in(self, posting: Posting) -> bool:
-        """Take in a message that the filter wants if there is room; True as well if it is in vain to wait for that."""
-        if not self.closed:
-            if not self.admits(posting.message):
-                return False
-            posting.route.counts.published += 1
-            posting.came(self.line_up(posting.its, posting.message, posting.route.counts))
-        return True
-
-    async def wait_for_room(self, posting: Posting) -> None:
-        """Take in a message that the filter wants as soon as there is room for it and those that came before; not if this ends first."""
-        if not self.let_in(posting):
-            gave_up = partial(self.drops.never_came, posting.message, posting.route.counts, Drop.WITHDRAWN)
-            await self.waiting.for_room(partial(self.let_in, posting), gave_up)
+    def let_in(self, posting: Posting) -> Delivery | None:
+        """Take in a message that the filter wants; None if there is no room."""
+        if not self.admits(posting.message):
+            return None
+        posting.route.counts.published += 1
+        return self.line_up(posting.its, posting.message, posting.route.counts)
 
     def displace(self, terms: Stamps, message: Message, topic: Counts) -> Delivery:
         """Take in a message that the filter wants where there is no room, by dropping it or another."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from bridges.inprocess.drops import OUTCOMES
+from bridges.inprocess.entry import Pending
+from bridges.inprocess.settings import Drop
 from bridges.ports import PUBLISHED, Rejected, Released
 
 if TYPE_CHECKING:
@@ -21,8 +24,8 @@ class Answer(Protocol):
     async def outcome(self) -> Outcome:
         """Wait for it."""
 
-    def withdraw(self) -> None:
-        """Nobody waits for it any more."""
+    def withdraw(self) -> bool:
+        """Take it back if no reader has had it; say whether it was."""
 
 
 class Posting:
@@ -36,54 +39,66 @@ class Posting:
 
     Attributes:
         stored: whether a durable log has it.
-        offset: where it is in the log of its topic, if that keeps one.
-        deliveries: those that were made; dropped ones among them.
+        open: whether all it was for have it, and what becomes of it is not known yet.
+        awaited: whether somebody waits for what becomes of it.
+        deliveries: those that were made and went to a buffer, or were dropped for want of room there.
     """
 
-    __slots__ = ("_behind", "answered", "deliveries", "its", "message", "offset", "route", "stored")
+    __slots__ = ("_answers", "answered", "awaited", "deliveries", "its", "message", "open", "route", "stored")
 
     def __init__(self, message: Message, route: Route, its: Stamps, *, answered: bool = False) -> None:
         self.message = message
         self.route = route
         self.its = its
-        self.stored = False
-        self.offset: int | None = None
+        self.stored = self.open = False
         self.deliveries: list[Delivery] = []
-        self._behind: list[tuple[Mailbox, Answer]] = []
-        self.answered = answered
+        self._answers: list[tuple[str, Answer]] = []
+        self.answered = self.awaited = answered
 
     def came(self, delivery: Delivery | None) -> None:
         """A delivery was made; or none, where the filter keeps it out."""
         if delivery is not None:
-            if self.answered and not self.stored:
+            if self.answered:
                 delivery.own.answered = True
             self.deliveries.append(delivery)
+            self._answers.append((delivery.mailbox.name, delivery))
 
     def goes_behind(self, box: Mailbox, answer: Answer) -> None:
-        """It has gone behind a buffer that has no room."""
-        self._behind.append((box, answer))
+        """It gets in line where there is no room for it."""
+        self._answers.append((box.name, answer))
+
+    def missed(self, box: Mailbox) -> None:
+        """It was for a subscription that has ended meanwhile: nobody has had it there."""
+        gone = Pending(answered=self.answered)
+        gone.lost(OUTCOMES[Drop.ENDED])
+        self._answers.append((box.name, gone))
+
+    def kept(self, offset: int, *, durable: bool) -> None:
+        """The log of its topic has it. One that is durable takes it over: what is rejected then is a dead letter here."""
+        self.stored = durable
+        if self.answered and durable:
+            self.answered = self.awaited = False
+        for box in self.route.fed:
+            if box.closed:
+                self.missed(box)
+            elif box.feed is not None and self.awaited:
+                self._answers.append((box.name, box.feed.answer(offset, keeps=self.answered)))
 
     def answers(self) -> list[tuple[str, Answer]]:
-        """Return what will become of it at each subscription that it has reached, with the name of that."""
-        answers: list[tuple[str, Answer]] = [(delivery.mailbox.name, delivery) for delivery in self.deliveries]
-        answers += [(box.name, answer) for box, answer in self._behind]
-        if self.offset is not None:
-            answers += [(box.name, box.feed.answer(self.offset)) for box in self.route.fed if box.feed is not None and not box.closed]
-        return answers
+        """Return what will become of it at each subscription that it was for, with the name of that."""
+        return list(self._answers)
 
     async def outcome(self) -> Outcome:
         """Wait for what becomes of it: published once a durable log has it, or else the worst of what its subscriptions make of it."""
         if self.stored:
             return PUBLISHED
-        outcomes = [await answer.outcome() for _, answer in self.answers()]
+        outcomes = [await answer.outcome() for _, answer in self._answers]
         for kind in (Rejected, Released):
             for outcome in outcomes:
                 if isinstance(outcome, kind):
                     return outcome
         return PUBLISHED
 
-    def withdraw(self) -> None:
-        """Its publisher waits no longer, and will send it again: what has no reader yet gets none. Nothing if it is stored."""
-        if not self.stored:
-            for _, answer in self.answers():
-                answer.withdraw()
+    def withdraw(self) -> bool:
+        """Its publisher waits no longer: what has had no reader yet gets none. Say whether all of it goes on: with readers, or in a log."""
+        return self.stored or not sum(answer.withdraw() for _, answer in self._answers)

@@ -62,9 +62,9 @@ class Redelivery(Delivery):
         if self.held:
             self.mailbox.extend(self._first)
 
-    def withdraw(self) -> None:
+    def withdraw(self) -> bool:
         """The publisher waits no longer."""
-        self._first.withdraw()
+        return self._first.withdraw()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Delivery) and (other.mailbox, other.number) == (self.mailbox, self.number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from types import FunctionType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from bridges.backoff import Backoff
@@ -94,4 +95,15 @@ class Settings:
     def differs(self, other: Settings) -> str | None:
         """Return the name of a setting in which members of one group may not differ, and do."""
         names = (field.name for field in fields(self))
-        return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
+        return next((name for name in names if not _same(getattr(self, name), getattr(other, name))), None)
+
+
+def _same(one: object, other: object) -> bool:
+    """Say whether two settings are the same; functions are if they were made at one place, with equal defaults and what they close over."""
+    if isinstance(one, FunctionType) and isinstance(other, FunctionType):
+        return (
+            one.__code__ is other.__code__
+            and (one.__defaults__, one.__kwdefaults__) == (other.__defaults__, other.__kwdefaults__)
+            and one.__closure__ == other.__closure__
+        )
+    return one == other

@@ -101,6 +101,7 @@ class Shelf:
                 self.insert(self._keys.unblock(key))
         elif key is not None:
             self.insert(self._keys.nudge(key))
+        self.line.over(delivery)
         self._stale += 1
         if self._stale > 64 + 2 * queued:
             self._stale = 0

@@ -6,21 +6,23 @@ import asyncio
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bridges.errors import Evicted
 from bridges.inprocess.backlog import NEAR
 from bridges.inprocess.drops import OUTCOMES
+from bridges.inprocess.entry import Pending
 from bridges.inprocess.settings import Drop
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.posting import Posting
     from bridges.inprocess.stats import Counts
+    from bridges.message import Message
     from bridges.ports import Outcome
 
 
@@ -39,33 +41,24 @@ class Spill:
         """How many messages are in the log and not back yet."""
         return len(self._spilled)
 
-    async def take(self, posting: Posting) -> Spilled:
-        """Put a message there. If the log fails, the message is dropped, and the error is the publisher's to see."""
-        mailbox = self._mailbox
-        message, topic = posting.message, posting.route.counts
-        mailbox.size = 0
+    def take(self, posting: Posting) -> asyncio.Future[int]:
+        """Begin to put a message there, behind what came before. If the log fails, it is dropped, and its publisher sees the error."""
+        self._mailbox.size = 0
         self._appending += 1
-        try:
-            offset = await self._log.append([message], time.time(), posting.its)
-        except BaseException:  # whatever a log raises, or its publisher's cancellation: either way it is not here, and is counted so
-            mailbox.drops.never_came(message, topic, Drop.FULL)
-            raise
-        finally:
-            self._appending -= 1
-        topic.published += 1
-        mailbox.counts.published += 1
-        spilled = self._spilled[offset] = Spilled(self, offset, topic, answered=posting.answered)
-        if mailbox.closed:
-            self.close()
-        else:
-            mailbox.waiting.wake()
-        return spilled
+        spilled = Spilled(self, posting.route.counts, answered=posting.answered)
+        posting.goes_behind(self._mailbox, spilled)
+        # A task always: those that are made in order begin in order, and what is cancelled before it has begun is told of as well.
+        storing = asyncio.ensure_future(self._log.append([posting.message], time.time(), posting.its))
+        storing.add_done_callback(partial(self._stored, spilled, posting.message))
+        return storing
 
-    def withdraw(self, spilled: Spilled) -> None:
-        """One that is there is not to be delivered."""
-        if self._spilled.pop(spilled.offset, None) is not None:
-            self._lost(spilled, Drop.WITHDRAWN)
-            self._open_if_empty()
+    def withdraw(self, spilled: Spilled) -> bool:
+        """One is not to be delivered; say whether it was there."""
+        if self._spilled.pop(spilled.offset, None) is None:
+            return False
+        self._lost(spilled, Drop.WITHDRAWN)
+        self._open_if_empty()
+        return True
 
     @property
     def ready(self) -> bool:
@@ -78,8 +71,9 @@ class Spill:
         room = mailbox.settings.buffer - mailbox.queued
         came = False
         while self._spilled and room > 0:
-            spilled = self._spilled.popitem(last=False)[1]
-            entry = self._read(spilled.offset, room)
+            offset, spilled = next(iter(self._spilled.items()))
+            entry = self._read(offset, room)  # what cannot be read stays, for the next call to try
+            del self._spilled[offset]
             if entry is None:
                 self._lost(spilled, Drop.EVICTED)
                 continue
@@ -97,6 +91,10 @@ class Spill:
             return any(entry.message.id == message_id and entry.offset in self._spilled for entry in entries)
         return False
 
+    def answered(self, offset: int) -> bool:
+        """Nobody: see `Pending.answered`."""
+        return False
+
     def done(self, offset: int, outcome: Outcome) -> None:
         """Nothing depends on it."""
 
@@ -104,6 +102,24 @@ class Spill:
         """What is still in the log is dropped."""
         while self._spilled:
             self._lost(self._spilled.popitem(last=False)[1], Drop.ENDED)
+
+    def _stored(self, spilled: Spilled, message: Message, storing: asyncio.Future[int]) -> None:
+        """The log has answered, or the publisher was cancelled: what is not there is counted so, whatever the log raised."""
+        mailbox = self._mailbox
+        self._appending -= 1
+        if storing.cancelled() or storing.exception() is not None:
+            mailbox.drops.never_came(message, spilled.topic, Drop.FULL)
+            spilled.lost(OUTCOMES[Drop.FULL])
+            self._open_if_empty()
+            return
+        spilled.topic.published += 1
+        mailbox.counts.published += 1
+        spilled.offset = storing.result()
+        self._spilled[spilled.offset] = spilled
+        if mailbox.closed:
+            self.close()
+        else:
+            mailbox.waiting.wake()
 
     def _read(self, offset: int, ahead: int) -> Entry | None:
         if offset not in self._read_ahead:
@@ -116,10 +132,10 @@ class Spill:
     def _lost(self, spilled: Spilled, why: Drop) -> None:
         spilled.topic.dropped += 1
         self._mailbox.counts.dropped += 1
+        spilled.lost(OUTCOMES[why])
         # What the log has evicted is counted alone: nobody has it any more, to be told of it.
         if self._mailbox.settings.on_drop is not None and (entry := self._read(spilled.offset, 1)) is not None:
             self._mailbox.drops.tell(entry.message, why)
-        spilled.lost(OUTCOMES[why])
 
     def _open_if_empty(self) -> None:
         """Once nothing is there, what comes goes into the buffer again."""
@@ -128,56 +144,26 @@ class Spill:
             self._mailbox.size = self._mailbox.settings.buffer
 
 
-class Spilled:
-    """What becomes of a message that is there: it comes back as a delivery, or is lost.
+class Spilled(Pending):
+    """What becomes of a message that is there. It does not have the message: that is in the log, and out of memory.
 
     Args:
         spill: where it is.
-        offset: its place in the log.
         topic: the counters of its topic.
         answered: whether its publisher keeps what is rejected.
+
+    Attributes:
+        offset: its place in the log; -1 while it has none.
     """
 
-    __slots__ = ("_delivery", "_outcome", "_over", "_spill", "answered", "offset", "topic")
+    __slots__ = ("_spill", "offset", "topic")
 
-    def __init__(self, spill: Spill, offset: int, topic: Counts, *, answered: bool) -> None:
+    def __init__(self, spill: Spill, topic: Counts, *, answered: bool) -> None:
+        super().__init__(answered=answered)
         self._spill = spill
-        self.offset = offset
         self.topic = topic
-        self.answered = answered
-        self._delivery: Delivery | None = None
-        self._outcome: Outcome | None = None
-        self._over: asyncio.Future[None] | None = None
+        self.offset = -1
 
-    def came(self, delivery: Delivery) -> None:
-        """It is in the buffer."""
-        if self.answered:
-            delivery.own.answered = True
-        self._delivery = delivery
-        self._tell()
-
-    def lost(self, outcome: Outcome) -> None:
-        """It will not come."""
-        self._outcome = outcome
-        self._tell()
-
-    async def outcome(self) -> Outcome:
-        """Wait until it has come back, and for the end of that delivery."""
-        while self._outcome is None:
-            if self._delivery is not None:
-                return await self._delivery.outcome()
-            if self._over is None:
-                self._over = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._over)
-        return self._outcome
-
-    def withdraw(self) -> None:
-        """Nobody waits for it any more: it is not to come back."""
-        if self._delivery is not None:
-            self._delivery.withdraw()
-        else:
-            self._spill.withdraw(self)
-
-    def _tell(self) -> None:
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
+    def withdraw(self) -> bool:
+        """Take it back if no reader has had it; say whether it was."""
+        return super().withdraw() or self._spill.withdraw(self)

@@ -55,13 +55,18 @@ class Tenants:
 
 
 class _Tenant:
-    """The line of one tenant, and what it may have. It is forgotten when it is empty and its bucket is full."""
+    """The line of one tenant, and what it may have. It is forgotten when it is empty and its bucket is full.
 
-    __slots__ = ("deficit", "filled_at", "in_turn", "line", "number", "tokens")
+    Attributes:
+        number: how many are in its line.
+        stale: how many of them are over, at the most.
+    """
+
+    __slots__ = ("deficit", "filled_at", "in_turn", "line", "number", "stale", "tokens")
 
     def __init__(self, tokens: float) -> None:
         self.line = FirstComeLine()
-        self.number = 0
+        self.number = self.stale = 0
         self.deficit = 0
         self.in_turn = False
         self.tokens = tokens
@@ -78,6 +83,7 @@ class FairLine:
         self._known: dict[str, _Tenant] = {}
         self._turns: OrderedDict[str, _Tenant] = OrderedDict()
         self._timer: Timer | None = None
+        self._stale = False
         self.append: Callable[[Delivery], None] = self._append
         self.fresh: deque[Delivery] = deque()
         self.placed: list[tuple[int, int, Delivery]] = []
@@ -110,6 +116,7 @@ class FairLine:
                 limited = 0
                 continue
             tenant.number -= 1
+            tenant.stale -= delivery.over
             self._leave_if_empty(name, tenant)
             return delivery
         self._arm()
@@ -130,6 +137,19 @@ class FairLine:
 
     def evict(self, newcomer: Delivery, *, oldest: bool) -> Delivery:
         """Return whom to drop: the newcomer if its tenant has the longest line, or one of who has."""
+        victim = self._evict(newcomer, oldest=oldest)
+        if (tenant := self._known.get(self._name(victim))) is not None:
+            tenant.stale -= 1  # it is in no line, and will be told of as over
+        return victim
+
+    def over(self, delivery: Delivery) -> None:
+        """Count it among the stale."""
+        if (tenant := self._known.get(self._name(delivery))) is not None:
+            tenant.stale += 1
+            self._stale |= tenant.stale > 0
+
+    def _evict(self, newcomer: Delivery, *, oldest: bool) -> Delivery:
+        self._purge_stale()
         longest = max(self._turns, key=lambda name: self._turns[name].number, default=None)
         if longest is None:
             return newcomer
@@ -147,6 +167,7 @@ class FairLine:
 
     def admits(self, newcomer: Message, limit: int) -> bool:
         """Say whether a newcomer may come in although ``limit`` are waiting: if its tenant has less than its share of them."""
+        self._purge_stale()
         own = self._turns.get(self._name(newcomer))
         return (own.number if own is not None else 0) < limit // (len(self._turns) + (own is None))
 
@@ -165,9 +186,21 @@ class FairLine:
     def purge(self) -> None:
         """Take out all that are over."""
         for name, tenant in list(self._turns.items()):
-            tenant.line.purge()
-            tenant.number = sum(1 for _ in tenant.line)
-            self._leave_if_empty(name, tenant)
+            self._purge(name, tenant)
+
+    def _purge_stale(self) -> None:
+        """Count nobody who is over, before lines are compared: of a line that has none of those, nothing is looked at."""
+        if self._stale:
+            self._stale = False
+            for name, tenant in list(self._turns.items()):
+                if tenant.stale > 0:
+                    self._purge(name, tenant)
+
+    def _purge(self, name: str, tenant: _Tenant) -> None:
+        tenant.line.purge()
+        tenant.number = len(tenant.line.fresh) + len(tenant.line.placed)
+        tenant.stale = 0
+        self._leave_if_empty(name, tenant)
 
     def __iter__(self) -> Iterator[Delivery]:
         for tenant in self._turns.values():

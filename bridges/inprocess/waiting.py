@@ -7,9 +7,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bridges.inprocess.delivery import Reader
+    from bridges.inprocess.entry import Entry
 
 
 class Waiting:
@@ -21,7 +20,7 @@ class Waiting:
 
     def __init__(self, *, in_order: bool = True) -> None:
         self.readers: list[tuple[asyncio.Future[None], Reader]] = []
-        self.publishers: deque[tuple[asyncio.Future[None], Callable[[], bool]]] | None = None
+        self.publishers: deque[Entry] | None = None
         self._in_order = in_order
 
     async def for_reader(self, reader: Reader) -> None:
@@ -51,33 +50,25 @@ class Waiting:
                 woken.set_result(None)
                 return
 
-    async def for_room(self, enter: Callable[[], bool], gave_up: Callable[[], object]) -> None:
-        """Wait until ``enter``, which is called when there may be room, has gone in and says so; ``gave_up`` if cancelled before."""
-        entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (entered, enter)
+    def for_room(self, entry: Entry) -> None:
+        """Put a publish in line, from now on: it is let in when there is room for it and for those that came before."""
         if self.publishers is None:
             self.publishers = deque()
-        self.publishers.append(place)
-        try:
-            await entered
-        except asyncio.CancelledError:
-            if entered.cancelled():
-                gave_up()
-                if place in self.publishers:
-                    self.publishers.remove(place)
-            raise
+        self.publishers.append(entry)
+
+    def give_up(self, entry: Entry) -> None:
+        """A publish waits no longer."""
+        if self.publishers and entry in self.publishers:
+            self.publishers.remove(entry)
 
     def make_room(self) -> None:
         """Let publishers in, as far as there is room."""
         publishers = self.publishers
         place = 0
         while publishers and place < len(publishers):
-            entered, enter = publishers[place]
-            if entered.done():  # it is cancelled, and does not know yet
+            entry = publishers[place]
+            if entry.entered.done() or entry.enter():  # done already: it is cancelled, and does not know yet
                 del publishers[place]
-            elif enter():
-                del publishers[place]
-                entered.set_result(None)
             elif self._in_order:
                 return
             else:

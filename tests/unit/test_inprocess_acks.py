@@ -364,3 +364,45 @@ async def test_a_loop_does_not_acknowledge_what_its_body_gave_back() -> None:
                 break
         assert seen == [b"1", b"2"]
         assert published.state is State.DELIVERED
+
+
+async def test_what_a_reader_has_stays_with_it_when_its_sink_waits_no_longer() -> None:
+    """It is handled once, by nobody else meanwhile; the late acknowledgement is the answer to the next call with that message."""
+    broker = Broker()
+    sink, patient = InProcessSink(broker, timeout=0.01), InProcessSink(broker, timeout=20)
+    message = Message(uuid7(), "orders.created", b"", "k")
+    async with broker.subscribe(group="g", ack="explicit") as one, broker.subscribe(group="g", ack="explicit") as other:
+        sinking = asyncio.create_task(sink.publish([message]))
+        [delivery] = await one.take(1)
+        for _ in range(3):
+            [outcome] = await sinking
+            assert isinstance(outcome, Released)
+            assert outcome.reason is Reason.TIMEOUT
+            sinking = asyncio.create_task(sink.publish([message]))
+        await sinking
+        behind = asyncio.create_task(patient.publish([message._replace(id=uuid7())]))
+        await asyncio.sleep(0)
+        assert delivery.held
+        assert other.take_nowait(1) == [], "its key is taken"
+        delivery.in_progress()
+        delivery.ack()
+        assert await sink.publish([message]) == [PUBLISHED]
+        [following] = await other.take(1)
+        assert following.id != message.id
+        following.ack()
+        assert await behind == [PUBLISHED]
+        sinking = asyncio.create_task(patient.publish([message]))
+        [again] = await one.take(1)
+        again.ack()
+        assert await sinking == [PUBLISHED], "what was answered for is not remembered"
+
+
+async def test_what_no_reader_has_had_is_withdrawn_when_its_sink_waits_no_longer() -> None:
+    broker = Broker()
+    async with broker.subscribe(name="slow", ack="explicit") as slow, broker.subscribe(name="away", ack="explicit") as away:
+        sinking = asyncio.create_task(InProcessSink(broker, timeout=0.01).publish([made()]))
+        [delivery] = await slow.take(1)
+        assert isinstance((await sinking)[0], Released)
+        assert away.take_nowait(1) == []
+        delivery.ack()
+        assert delivery.state is State.DONE

@@ -171,6 +171,18 @@ async def test_the_members_of_a_group_agree() -> None:
             broker.subscribe("orders.*", group="g", buffer=5, on_drop=lambda message, why: None).begin()
 
 
+async def test_members_of_a_group_are_made_by_one_function_with_lambdas_of_their_own() -> None:
+    """Those agree if they are of one place in the source, and close over equal things."""
+    broker = Broker()
+
+    def member(key: str) -> Subscription:
+        return broker.subscribe(group="g", filter=lambda message: message.key == key, on_drop=lambda message, why: None)
+
+    async with member("a"), member("a"):
+        with pytest.raises(ConfigurationError, match="group 'g' has filter <function"):
+            member("b").begin()
+
+
 async def test_subscriptions_without_a_name_are_told_apart() -> None:
     broker = Broker()
     async with broker.subscribe("a") as one, broker.subscribe("a") as two, broker.subscribe("a", name="three") as three:

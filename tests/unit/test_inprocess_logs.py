@@ -15,7 +15,7 @@ from bridges.inprocess.durable import DurableLog
 from bridges.inprocess.log import Place
 from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.message import Message, uuid7
-from bridges.ports import PUBLISHED, Reason, Released
+from bridges.ports import PUBLISHED, Reason, Rejected, Released
 from tests.engines.deadline import eventually
 
 if TYPE_CHECKING:
@@ -549,3 +549,29 @@ async def test_a_message_that_is_stored_is_published_though_a_subscription_besid
     outcomes = await one_by_one.publish([messages[0], large])
     assert outcomes[0] == PUBLISHED
     await broker.aclose()
+
+
+async def test_what_a_reader_of_a_log_in_memory_never_had_is_not_published() -> None:
+    """Also where its outcome is asked for only after that of another, and the reader has ended meanwhile."""
+    broker = Broker()
+    broker.keep("orders.*", MemoryLog())
+    subscription = broker.subscribe("orders.*", start="live").begin()
+    sinking = asyncio.create_task(InProcessSink(broker, timeout=9).publish([made(1), made(2)]))
+    await subscription.take(1)
+    [second] = await subscription.take(1)
+    second.reject(Reason.INVALID, "")
+    subscription.unsubscribe()
+    assert [type(outcome) for outcome in await sinking] == [Released, Rejected]
+    assert not len(broker.dead_letters), "its publisher keeps it"
+
+
+async def test_a_sink_that_tries_again_stores_no_second_copy_in_a_log_in_memory() -> None:
+    log = MemoryLog()
+    broker = await logged(0, log)
+    sink, message = InProcessSink(broker, timeout=0.01), made(1)
+    async with broker.subscribe("orders.*", start="live") as subscription:
+        for _ in range(3):
+            assert isinstance((await sink.publish([message]))[0], Released)
+        assert await taken(subscription, 1) == [1]
+        assert await sink.publish([message]) == [PUBLISHED]
+        assert log.next == 1

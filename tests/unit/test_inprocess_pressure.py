@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import ExitStack
+from errno import EMFILE
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,8 @@ from tests.engines.deadline import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from bridges.inprocess import Entry, Subscription
 
 
 def made(payload: bytes | int = b"", topic: str = "orders.created", key: str | None = None) -> Message:
@@ -437,3 +441,102 @@ async def test_drop_oldest_drops_the_lowest_priority_first() -> None:
 
 async def _is(condition: bool) -> bool:
     return condition
+
+
+@pytest.mark.parametrize("how", ["unsubscribe", "close"])
+async def test_a_message_that_waited_for_room_in_vain_is_not_published(how: str) -> None:
+    """Its subscription ends before it is let in: nobody has had it, so its publisher keeps it; and it is counted, and told."""
+    broker = Broker()
+    told: list[Drop] = []
+    subscription = broker.subscribe("orders.*", policy="block", buffer=1, on_drop=lambda _, why: told.append(why)).begin()
+    await publish(broker, 1)
+    sinking = asyncio.create_task(InProcessSink(broker, timeout=9).publish([made(1, key="k"), made(2, key="k")]))
+    waiting = asyncio.create_task(broker.publish_and_wait(made(3), 9, until="acknowledged"))
+    await eventually(lambda: _is(len(subscription.mailbox.waiting.publishers or ()) == 2))
+    subscription.unsubscribe() if how == "unsubscribe" else broker.close()
+    assert [type(outcome) for outcome in await sinking] == [Released, Released]
+    with pytest.raises(Stalled):
+        await waiting
+    assert told == [Drop.ENDED] * 3
+    figures = broker.figures().topics["orders.created"]
+    assert (figures.published, figures.dropped, figures.queued) == (3, 3, 0)
+
+
+@pytest.mark.parametrize("policy", ["block", "spill"])
+async def test_a_publisher_that_waits_at_two_places_is_in_line_at_both_at_once(policy: str) -> None:
+    """What is published when there is room again, before anything else has run, comes after it."""
+    broker = Broker()
+    got: dict[str, list[int]] = {"a": [], "b": []}
+
+    async def read(subscription: Subscription) -> None:
+        async for delivery in subscription:
+            got[subscription.name].append(int(delivery.payload))
+
+    subscriptions = [
+        broker.subscribe(
+            name=name,
+            policy=policy,  # type: ignore[arg-type]  # both are policies
+            buffer=1,
+            spill_to=MemoryLog() if policy == "spill" else None,
+        ).begin()
+        for name in got
+    ]
+    await publish(broker, 1)
+    first = asyncio.create_task(broker.publish(made(1, key="k")))
+    began = asyncio.Event()
+    asyncio.get_running_loop().call_soon(began.set)
+    await began.wait()
+    subscriptions[0].take_nowait(1)[0].ack()
+    readers = [asyncio.create_task(read(subscription)) for subscription in subscriptions]
+    await broker.publish(made(2, key="k"))
+    await eventually(lambda: _is(got == {"a": [1, 2], "b": [0, 1, 2]}))
+    await first
+    broker.close()
+    await asyncio.gather(*readers)
+
+
+async def test_a_publisher_that_is_cancelled_at_once_is_counted_wherever_it_waits() -> None:
+    broker = Broker()
+    told: list[Drop] = []
+    with ExitStack() as ends:
+        for name, own in (("a", {"policy": "block"}), ("b", {"policy": "block"}), ("c", {"policy": "spill", "spill_to": MemoryLog()})):
+            common = {"name": name, "buffer": 1, "on_drop": lambda _, why: told.append(why)}
+            ends.callback(broker.subscribe(**common, **own).begin().unsubscribe)  # type: ignore[arg-type]
+        await publish(broker, 1)
+        cut = asyncio.create_task(broker.publish(made(1)))
+        asyncio.get_running_loop().call_soon(cut.cancel)
+        await asyncio.wait({cut})
+        assert told == [Drop.WITHDRAWN, Drop.WITHDRAWN], "the spill has it"
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.dropped, figures.queued) == (6, 2, 4)
+
+
+async def test_a_spill_that_cannot_be_read_once_loses_nothing() -> None:
+    """The message stays where it is, and comes with the next call; its publisher hears of it."""
+
+    class Tired(MemoryLog):
+        tired = False
+
+        def read(self, offset: int, limit: int) -> list[Entry]:
+            if self.tired:
+                raise OSError(EMFILE, "too many open files")
+            return super().read(offset, limit)
+
+    broker, spill = Broker(), Tired()
+    async with broker.subscribe(policy="spill", spill_to=spill, buffer=1, ack="explicit") as subscription:
+        await publish(broker, 1)
+        sinking = asyncio.create_task(InProcessSink(broker, timeout=9).publish([made(1)]))
+        await eventually(lambda: _is(spill.next == 1))
+        await publish(broker, 1)
+        subscription.take_nowait(1)[0].ack()
+        spill.tired = True
+        with pytest.raises(OSError, match="too many"):
+            subscription.take_nowait(9)
+        spill.tired = False
+        taken = subscription.take_nowait(1) + subscription.take_nowait(1)
+        assert [int(delivery.payload) for delivery in taken] == [1, 0]
+        for delivery in taken:
+            delivery.ack()
+        assert await sinking == [PUBLISHED]
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.delivered, figures.queued) == (3, 3, 0)

@@ -125,6 +125,29 @@ async def test_a_flood_of_one_tenant_blocks_its_own_publishers() -> None:
         await asyncio.wait_for(blocked, 10)
 
 
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest", "block"])
+async def test_what_is_over_is_in_nobodys_line(policy: str) -> None:
+    """Messages that have expired make no tenant the one with the longest line, and leave nobody a smaller share."""
+    broker = Broker()
+    dropped: Counter[str] = Counter()
+    async with broker.subscribe(
+        buffer=10,
+        policy=policy,  # type: ignore[arg-type]  # all are policies
+        tenants=Tenants(),
+        on_drop=lambda message, why: dropped.update([message.headers["tenant"]]),
+    ) as subscription:
+        deliveries = [delivery for _ in range(10) for delivery in await broker.publish(of("late"), ttl=0.001)]
+        for delivery in deliveries:
+            await asyncio.wait_for(delivery.outcome(), 10)
+        for _ in range(10):
+            await asyncio.wait_for(broker.publish(of("loud")), 10)
+        for _ in range(3):
+            await asyncio.wait_for(broker.publish(of("quiet")), 10)
+        lost = 0 if policy == "block" else 3
+        assert +dropped == +Counter(late=10, loud=lost)
+        assert Counter(delivery.headers["tenant"] for delivery in await subscription.take(999)) == {"loud": 10 - lost, "quiet": 3}
+
+
 def test_mistakes_are_named() -> None:
     for settings, words in (
         ({"rate": 0}, "tenants: rate: 0 is not above 0"),
