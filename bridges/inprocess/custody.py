@@ -162,9 +162,9 @@ class Custody:
             self.counts.dead += 1
             delivery.topic_counts.dead += 1
             delivery.end(State.DEAD, outcome)
-            if isinstance(outcome, Rejected) and not delivery.own.answered:
-                self.house.dead_letters.bury(delivery, outcome)
         self._end(delivery, outcome)
+        if isinstance(outcome, Rejected) and not delivery.own.answered:
+            self.house.dead_letters.bury(delivery, outcome)  # which may let go of it at once: its end is known by then
 
     def give_back(self, delivery: Delivery, delay: float | None, *, failed: bool, why: str = "") -> None:
         """Put a delivery that is out back to its place; end it if it has expired, or after its last attempt."""

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from uuid import UUID
 
+    from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.posting import Answer
+    from bridges.inprocess.progress import Cursor
     from bridges.inprocess.stats import TopicCounts
     from bridges.inprocess.timers import Timer
     from bridges.ports import Outcome
@@ -48,7 +50,7 @@ class Feed:
         start: the first offset to read.
         done: offsets from ``start`` on that were acknowledged before.
         again: offsets to read before all that: dead letters of an earlier process.
-        on_done: called with each offset that is over, and its outcome.
+        cursor: what is told of each offset that is over; None if the subscription has no durable name.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Feed:
         start: int,
         done: Iterable[int] = (),
         again: Iterable[int] = (),
-        on_done: Callable[[int, Outcome], None] | None = None,
+        cursor: Cursor | None = None,
     ) -> None:
         self._log = log
         self._mailbox = mailbox
@@ -69,9 +71,9 @@ class Feed:
         self._counts = counts
         self._next = start
         self._again = deque(sorted(again))
-        self._revived = frozenset(self._again)
+        self._revived = set(self._again)
         self._done = {*done, *self._again}
-        self._on_done = on_done
+        self._cursor = cursor
         self._open: dict[int, Timer | None] = {}
         self._awaited: dict[int, list[asyncio.Future[Outcome]]] = {}
         self._resuming = False
@@ -134,8 +136,20 @@ class Feed:
         for awaited in self._awaited.pop(offset, ()):
             if not awaited.done():
                 awaited.set_result(outcome)
-        if self._on_done is not None:
-            self._on_done(offset, outcome)
+        if self._cursor is not None:
+            self._cursor.over(offset, outcome)
+
+    @property
+    def heir(self) -> Mailbox:
+        """The mailbox that reads on by the same durable name, where this one has ended and another has begun; else its own."""
+        feed = self._cursor.feed if self._cursor is not None else None
+        return self._mailbox if feed is None else feed._mailbox
+
+    def requeued(self, delivery: Delivery, offset: int) -> None:
+        """What had become a dead letter is delivered again: until that is over, the offset is not over either."""
+        delivery.own.offset = offset
+        self._revived.add(offset)
+        self._open[offset] = None
 
     def close(self) -> None:
         """Nothing more is to be delivered."""

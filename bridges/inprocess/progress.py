@@ -82,12 +82,17 @@ class Progress:
 
 
 class Cursor:
-    """How far one durable subscription has come: what is over is saved many at a time. What is lost of that comes again."""
+    """How far one durable subscription has come: what is over is saved many at a time. What is lost of that comes again.
+
+    Attributes:
+        name: the durable name.
+        feed: what reads the log by this name, or read it last; None if nothing has yet.
+    """
 
     def __init__(self, name: str, progress: Progress) -> None:
         self.name = name
         self._progress = progress
-        self._feed: Feed | None = None
+        self.feed: Feed | None = None
         self._dead: set[int] = set()
         self._saving: asyncio.Task[None] | None = None
         self._saved: asyncio.Future[None] | None = None
@@ -99,8 +104,8 @@ class Cursor:
 
         Its place in this process counts, if it has one: what is saved may be a moment older. Its letters are here then, too.
         """
-        if self._feed is not None:
-            return self._feed.position
+        if self.feed is not None:
+            return self.feed.position
         saved = self._progress.load(self.name)
         self._new = saved is None or not saved[1]
         if saved is None:
@@ -110,7 +115,7 @@ class Cursor:
 
     def follow(self, feed: Feed) -> None:
         """Save where this feed is from now on: at once, if where it begins is not saved."""
-        self._feed = feed
+        self.feed = feed
         if self._new:
             self._new = False
             self._progress.unsaved.add(self)
@@ -149,10 +154,10 @@ class Cursor:
 
     async def _save(self) -> None:
         try:
-            while self._changed and self._feed is not None:
+            while self._changed and self.feed is not None:
                 self._changed = False
                 began = monotonic()
-                place = self._feed.position._replace(dead=frozenset(self._dead))
+                place = self.feed.position._replace(dead=frozenset(self._dead))
                 spent = await self._progress.save(self, place)
                 self._tell(None)
                 if len(place.done) > _MANY:  # one that waits long leaves much behind it to tell of

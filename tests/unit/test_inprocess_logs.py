@@ -549,3 +549,38 @@ async def test_a_message_that_is_stored_is_published_though_a_subscription_besid
     outcomes = await one_by_one.publish([messages[0], large])
     assert outcomes[0] == PUBLISHED
     await broker.aclose()
+
+
+async def test_a_requeued_dead_letter_of_a_durable_name_outlives_its_subscription() -> None:
+    """It is not over while it waits, or is with a reader, so that it is there when the name is; as is a letter, to be requeued."""
+    cursors, broker = Cursors(), Broker()
+    broker.keep("orders.>", MemoryLog(), cursors)
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    for number in range(3):
+        await broker.publish(made(number))
+    for delivery in await subscription.take(2):
+        delivery.reject(Reason.INVALID, "")
+    assert broker.dead_letters.requeue(1) == 1
+    subscription.unsubscribe()
+    assert broker.dead_letters.requeue(2) == 0
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    assert await taken(subscription, 2) == [0, 2]
+    assert broker.dead_letters.requeue() == 1
+    [delivery] = await subscription.take(9)
+    subscription.unsubscribe()
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    assert (await taken(subscription, 1), broker.figures().subscriptions["d"].lag, len(broker.dead_letters)) == ([1], 0, 0)
+    await broker.aclose()
+    assert cursors.saved == {"d": Place(3)}
+
+
+async def test_a_dead_letter_for_which_there_is_no_room_is_gone_for_good() -> None:
+    cursors, broker = Cursors(), Broker(max_dead_letters=0)
+    broker.keep("orders.>", MemoryLog(), cursors)
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    await broker.publish(made(0))
+    [delivery] = await subscription.take(1)
+    delivery.reject(Reason.INVALID, "")
+    assert broker.dead_letters.overflowed == 1
+    await broker.aclose()
+    assert cursors.saved == {"d": Place(1)}
