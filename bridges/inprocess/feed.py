@@ -240,6 +240,7 @@ class Feed:
         else:
             self._open[entry.offset] = None
             delivery.own.offset = entry.offset
+            delivery.queued_at -= max(0.0, time.time() - max(entry.time, entry.stamps.due or 0.0))
 
     def _revive(self) -> bool:
         """Read dead letters of an earlier process while there is room; say whether the mailbox has got anything."""

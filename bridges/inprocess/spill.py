@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from bridges.errors import Evicted
@@ -138,13 +139,14 @@ class Spilled:
         answered: whether its publisher keeps what is rejected.
     """
 
-    __slots__ = ("_delivery", "_outcome", "_over", "_spill", "answered", "offset", "topic")
+    __slots__ = ("_delivery", "_outcome", "_over", "_spill", "_went_at", "answered", "offset", "topic")
 
     def __init__(self, spill: Spill, offset: int, topic: Counts, *, answered: bool) -> None:
         self._spill = spill
         self.offset = offset
         self.topic = topic
         self.answered = answered
+        self._went_at = monotonic()
         self._delivery: Delivery | None = None
         self._outcome: Outcome | None = None
         self._over: asyncio.Future[None] | None = None
@@ -153,6 +155,7 @@ class Spilled:
         """It is in the buffer."""
         if self.answered:
             delivery.own.answered = True
+        delivery.queued_at = self._went_at
         self._delivery = delivery
         self._tell()
 

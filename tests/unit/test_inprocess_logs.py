@@ -708,3 +708,30 @@ async def test_a_place_that_cannot_be_saved_is_tried_again_by_itself_and_said_on
 
     await eventually(passed)
     assert cursors.tries == tries, "nothing is left behind that tries on"
+
+
+async def test_the_time_in_queue_is_from_the_publish_whatever_the_message_waited_in() -> None:
+    broker = await logged(0)
+    plain = broker.subscribe("orders.*", name="plain").begin()
+    read = broker.subscribe("orders.*", start="live", name="read", buffer=3).begin()
+    spilled = broker.subscribe("orders.*", name="spilled", policy="spill", spill_to=MemoryLog(), buffer=1).begin()
+    for number in range(10):
+        await broker.publish(made(number))
+    until = time.monotonic() + 0.05
+
+    async def waited() -> bool:
+        return time.monotonic() > until
+
+    await eventually(waited)
+    for subscription in (plain, read, spilled):
+        assert await taken(subscription, 10) == list(range(10))
+    for figures in broker.figures().subscriptions.values():
+        assert 10 * 0.045 < figures.queue_seconds < 10
+    before = broker.figures().subscriptions["read"].queue_seconds
+    for number in range(10):
+        await broker.publish(made(number))
+        assert await taken(read, 1) == [number]
+        now = broker.figures().subscriptions["read"].queue_seconds
+        assert now >= before
+        before = now
+    broker.close()
