@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from bridges.errors import Closed, ConfigurationError, NoReply, Stalled
 from bridges.inprocess.deadletters import MAX_LETTERS, DeadLetters
 from bridges.inprocess.dispatch import Dispatch
+from bridges.inprocess.house import House
 from bridges.inprocess.kept import KeptLogs, Start
 from bridges.inprocess.members import Members, Terms
 from bridges.inprocess.posting import Posting
@@ -44,14 +45,14 @@ class Broker:
 
     def __init__(self, *, buffer: int = 1000, max_dead_letters: int = MAX_LETTERS) -> None:
         self._buffer = Settings(buffer=buffer).buffer
-        self.timers = Timers()
+        self._timers = Timers()
         self.dead_letters = DeadLetters(max_dead_letters)
         """What subscriptions have given up."""
         self._logs = KeptLogs()
         self._routes = Routes(self._logs)
         self._known = self._routes.known
-        self._members = Members(self, self._routes, self._logs)
-        self._dispatch = Dispatch(self._routes, self.timers)
+        self._members = Members(House(self._timers, self.dead_letters, self._reply), self._routes, self._logs)
+        self._dispatch = Dispatch(self._routes, self._timers)
         self._replies = Replies()
         self._closed = False
 
@@ -262,16 +263,12 @@ class Broker:
         """Say whether a subscription got its name from its maker, or its group; otherwise it is made of its patterns."""
         return self._members.named(subscription)
 
-    async def reply(self, request: Message, payload: bytes, content_type: str | None, headers: Mapping[str, str]) -> None:
-        """Answer a request; see `Delivery.reply`."""
-        await self.publish(answer_to(request, payload, content_type, headers))
-
     def close(self) -> None:
         """End every subscription; a publish after it raises. Any number of times."""
         self._closed = True
         self._members.close()
         self._dispatch.close()
-        self.timers.clear()
+        self._timers.clear()
         self._routes.forget()
 
     async def aclose(self) -> None:
@@ -286,6 +283,9 @@ class Broker:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    async def _reply(self, request: Message, payload: bytes, content_type: str | None, headers: Mapping[str, str]) -> None:
+        await self.publish(answer_to(request, payload, content_type, headers))
 
     def _route(self, topic: str) -> Route:
         return self._known.get(topic) or self._routes.find(topic)

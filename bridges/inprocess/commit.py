@@ -6,6 +6,7 @@ One thread does everything that changes the log. One task feeds it, for as long 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from itertools import count
 from math import inf
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log: Final = logging.getLogger("outboxd.log")
+
 _AGAIN: Final = 1.0
 """Seconds after a failure before it is tried again."""
 
@@ -36,11 +39,12 @@ class _Append(NamedTuple):
 class _Written(NamedTuple):
     """What became of a batch that begins at the offset ``first``.
 
-    All below ``next`` is stored as durably as configured; ``problem`` is why no more is.
+    All below ``next`` is stored as durably as configured; ``problem`` is why no more is. The store has all below ``reached``.
     """
 
     first: int
     next: int
+    reached: int
     problem: Exception | None
 
 
@@ -57,7 +61,8 @@ class GroupCommit:
     Attributes:
         next: the offset behind the last record that is stored as durably as configured.
         failure: why the last batch could not be stored; None if it could.
-        listeners: what is called with the messages of each append that can be read.
+        listeners: what is called with the messages of each append that can be read. Of what was refused, and can be read all the same
+            since it had reached the store, it is called with one message of each topic.
     """
 
     def __init__(self, store: Store, writer: ThreadPoolExecutor) -> None:
@@ -74,6 +79,9 @@ class GroupCommit:
         self._timer: asyncio.TimerHandle | None = None
         self._sync_due = False
         self._unsynced_since: float | None = None
+        self._synced = store.next
+        self._refused: dict[str, Message] = {}
+        """One message of each topic that was refused, and has reached the store."""
         self._again_at = 0.0
 
     def check(self) -> None:
@@ -147,13 +155,21 @@ class GroupCommit:
         for place, append in enumerate(batch):
             first, behind = behind, behind + len(append.bodies)
             if behind > written.next:
+                if first < written.reached:
+                    self._refused |= {message.topic: message for one in batch[place:] for message in one.messages}
                 return batch[place:]
             self.next = behind
             if not append.stored.done():  # whoever waited may have been cancelled
                 append.stored.set_result(first)
-            for listener in self.listeners:
-                asyncio.get_running_loop().call_soon(listener, append.messages)
+            if self._refused:  # it lies in front of this one, and can be read now
+                self._tell(list(self._refused.values()))
+                self._refused = {}
+            self._tell(append.messages)
         return ()
+
+    def _tell(self, messages: Sequence[Message]) -> None:
+        for listener in self.listeners:
+            asyncio.get_running_loop().call_soon(listener, messages)
 
     def _sync_soon(self) -> None:
         self._timer = None
@@ -162,6 +178,8 @@ class GroupCommit:
 
     def _fail(self, problem: Exception, batch: Sequence[_Append]) -> None:
         """Refuse these and all that wait: a record behind one that is not there must not be answered for."""
+        if self.failure is None:  # there may be nobody who waits, to hear of it
+            log.error("the log could not store or sync something: %s", told(problem))
         self.failure = problem
         self._again_at = time.monotonic() + _AGAIN
         refused, self._waiting = [*batch, *self._waiting], []
@@ -180,7 +198,7 @@ class GroupCommit:
             try:
                 self._store.resume(sound)
             except OSError as trouble:
-                return _Written(sound, sound, trouble)
+                return _Written(sound, sound, sound, trouble)
         if self._unsynced_since is None and batch:
             self._unsynced_since = began
         first = self._store.next
@@ -192,17 +210,25 @@ class GroupCommit:
             if self._unsynced_since is not None and (self._always or due or self._is_over(began)):
                 self._sync()
             sound = self._store.next
+        except OSError as trouble:
+            problem = trouble
+        else:
+            self._evict()
+        return _Written(first, sound, self._store.next, problem)
+
+    def _evict(self) -> None:
+        """In the writer's thread: evict. What cannot be removed takes up room, and harms no append."""
+        try:
             if self._store.evictable:
                 self._store.evict()
         except OSError as trouble:
-            problem = trouble
-        return _Written(first, sound, problem)
+            log.warning("the log could not remove what it has evicted; it tries again with the next segment: %s", told(trouble))
 
     def _sync(self) -> None:
         """In the writer's thread: sync, if there is anything to."""
         if self._unsynced_since is not None:
             self._store.sync()
-            self._unsynced_since = None
+            self._unsynced_since, self._synced = None, self._store.next
 
     def _is_over(self, now: float) -> bool:
         if self._window is None or self._unsynced_since is None:
@@ -211,7 +237,7 @@ class GroupCommit:
 
     def _finish(self) -> OSError | None:
         try:
-            if self.failure is None or self._store.trusted:
+            if self._store.trusted or self.next > self._synced:  # a sync that has failed fails again: what was answered may be lost
                 self._sync()
         except OSError as problem:
             return problem

@@ -36,7 +36,9 @@ def newest_of_keys(segments: Sequence[Segment], below: int, stopping: Callable[[
     """Return the newest offset, under ``below``, of each key. All keys are in memory for as long as the caller keeps it."""
     newest = {}
     for segment in segments:
-        for record in _heeding(segment.records(), stopping):
+        if segment.base >= below:
+            break
+        for record in _heeding(segment.records(below=below), stopping):
             if record.offset >= below:
                 break
             key, _ = key_of(record.body)

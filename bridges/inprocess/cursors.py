@@ -102,12 +102,7 @@ class DurableCursors:
 
         What it takes up grows with the gaps between those that are done, not with their number, and with the number of the dead.
         """
-        runs: list[int] = []
-        for offset in sorted(place.done):
-            if runs and runs[-1] == offset:
-                runs[-1] += 1
-            else:
-                runs += offset, offset + 1
+        runs = [number for run in place.done for number in run]
         new = not self._table.get(name)
         numbers = [place.below, len(runs), *runs, *sorted(place.dead)]
         await self._table.put(name, pack(f">{len(numbers)}Q", *numbers))
@@ -121,8 +116,7 @@ class DurableCursors:
             return None
         below, size, *numbers = unpack(f">{len(value) // 8}Q", value)
         runs, dead = numbers[:size], numbers[size:]
-        done = {offset for begin, end in zip(runs[::2], runs[1::2], strict=True) for offset in range(begin, end)}
-        return Place(below, frozenset(done), frozenset(dead))
+        return Place(below, tuple(zip(runs[::2], runs[1::2], strict=True)), frozenset(dead))
 
     async def forget(self, name: str) -> None:
         """Remove what was saved for the name: the subscription is gone for good."""

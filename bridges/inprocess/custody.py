@@ -162,9 +162,10 @@ class Custody:
             self.counts.dead += 1
             delivery.topic_counts.dead += 1
             delivery.end(State.DEAD, outcome)
-            if isinstance(outcome, Rejected) and not self._answered(delivery):
-                self.house.dead_letters.bury(delivery, outcome)
+        answered = self._answered(delivery)  # which whoever reads a log knows until the end is told
         self._end(delivery, outcome)
+        if isinstance(outcome, Rejected) and not answered:
+            self.house.dead_letters.bury(delivery, outcome)  # which may let go of it at once: its end is known by then
 
     def give_back(self, delivery: Delivery, delay: float | None, *, failed: bool, why: str = "") -> None:
         """Put a delivery that is out back to its place; end it if it has expired, or after its last attempt."""

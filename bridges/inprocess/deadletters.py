@@ -85,21 +85,22 @@ class DeadLetters:
     def requeue(self, *numbers: int) -> int:
         """Deliver the letters of these numbers, or all, again to the subscription that gave each up; return how many went.
 
-        They begin with no attempts. One whose subscription has ended stays where it is.
+        They begin with no attempts. One whose subscription has ended stays where it is, until its durable name, if it has one, is
+        there again.
         """
         gone = 0
         for number in numbers or list(self._letters):
             if number not in self._letters:
                 continue
             letter, dead = self._letters[number]
-            mailbox, counts = dead.mailbox, dead.topic_counts
+            mailbox, counts = dead.mailbox if dead.mailbox.feed is None else dead.mailbox.feed.heir, dead.topic_counts
             if not mailbox.closed:
                 del self._letters[number]
                 # It is due to this subscription, whether there is room or not; counted like a message that was published to it.
                 counts.published += 1
                 again = mailbox.line_up(PLAIN, letter.message, counts)
-                if dead.offset is not None:
-                    again.own.offset = dead.offset
+                if dead.offset is not None and mailbox.feed is not None:
+                    mailbox.feed.requeued(again, dead.offset)
                 gone += 1
         return gone
 

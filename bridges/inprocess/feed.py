@@ -15,6 +15,7 @@ from bridges.errors import Evicted
 from bridges.inprocess.backlog import NEAR
 from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.log import Place
+from bridges.inprocess.runs import clipped, joined, runs_but, within
 from bridges.inprocess.settings import Drop
 from bridges.ports import PUBLISHED
 
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from uuid import UUID
 
+    from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.posting import Answer
+    from bridges.inprocess.progress import Cursor
+    from bridges.inprocess.runs import Run, Runs
     from bridges.inprocess.stats import TopicCounts
     from bridges.inprocess.timers import Timer
     from bridges.ports import Outcome
@@ -46,9 +50,9 @@ class Feed:
         wants: whether the subscription is for a topic.
         counts: the counters of each topic.
         start: the first offset to read.
-        done: offsets from ``start`` on that were acknowledged before.
+        done: offsets from ``start`` on that were acknowledged before, and dead letters among them.
         again: offsets to read before all that: dead letters of an earlier process.
-        on_done: called with each offset that is over, and its outcome.
+        cursor: what is told of each offset that is over; None if the subscription has no durable name.
     """
 
     def __init__(
@@ -59,9 +63,9 @@ class Feed:
         counts: TopicCounts,
         *,
         start: int,
-        done: Iterable[int] = (),
+        done: Runs = (),
         again: Iterable[int] = (),
-        on_done: Callable[[int, Outcome], None] | None = None,
+        cursor: Cursor | None = None,
     ) -> None:
         self._log = log
         self._mailbox = mailbox
@@ -69,9 +73,9 @@ class Feed:
         self._counts = counts
         self._next = start
         self._again = deque(sorted(again))
-        self._revived = frozenset(self._again)
-        self._done = {*done, *self._again}
-        self._on_done = on_done
+        self._revived = set(self._again)
+        self._done: deque[Run] = deque(done)
+        self._cursor = cursor
         self._open: dict[int, Timer | None] = {}
         self._awaited: dict[int, list[_Read]] = {}
         self._resuming = False
@@ -90,21 +94,37 @@ class Feed:
     @property
     def position(self) -> Place:
         """How far it has come. As dead there is what it was to read again, and is not over either."""
-        still = self._open.keys() - self._revived
-        below = min(still, default=self._next)
-        over = [offset for offset in range(below, self._next) if offset not in still]
-        over += (offset for offset in self._done if offset >= self._next)
-        return Place(below, frozenset(over), frozenset(self._again) | (self._revived & self._open.keys()))
+        still = sorted(self._open.keys() - self._revived)
+        below = still[0] if still else self._next
+        over = joined([*runs_but(still, below, self._next), *clipped(self._done, self._next)])
+        if over and over[0][0] == below:
+            below = over.pop(0)[1]
+        return Place(below, tuple(over), frozenset(self._again) | (self._revived & self._open.keys()))
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is delivered."""
+        return self._mailbox.closed
 
     def refill(self) -> bool:
-        """Read on while there is room; say whether the mailbox has got anything. Raises `bridges.errors.Evicted`."""
+        """Read on while there is room; say whether the mailbox has got anything.
+
+        Raises `bridges.errors.Evicted` where the log has lost what was next; the call after that goes on with what is left.
+        """
         mailbox = self._mailbox
         passed = 0
         if self._again and self._revive():
             return True
         while (room := mailbox.settings.buffer - mailbox.queued) > 0 and self._next < self._log.next:
             before = mailbox.queued
-            entries = self._log.read(self._next, min(room, _STRIDE))
+            if self._is_done(self._next):
+                self._next = self._done.popleft()[1]
+                continue
+            try:
+                entries = self._log.read(self._next, min(room, _STRIDE))
+            except Evicted as evicted:
+                self._go_on_at(evicted.first)
+                raise
             for entry in entries:
                 self._take(entry)
             self._next = entries[-1].offset + 1 if entries else self._log.next
@@ -119,10 +139,11 @@ class Feed:
 
     def holds(self, message_id: UUID) -> bool:
         """Say whether a message is among the next there, or not due yet."""
+        done = tuple(self._done)
         start = min((offset for offset, timer in self._open.items() if timer is not None), default=self._next)
         with suppress(Evicted):
             return any(
-                entry.message.id == message_id and entry.offset not in self._done and self._wants(entry.message.topic)
+                entry.message.id == message_id and not within(done, entry.offset) and self._wants(entry.message.topic)
                 for entry in self._log.read(start, NEAR)
                 if entry.offset >= self._next or entry.offset in self._open
             )
@@ -131,10 +152,21 @@ class Feed:
     def done(self, offset: int, outcome: Outcome) -> None:
         """An offset is over."""
         self._open.pop(offset, None)
-        for read in self._awaited.pop(offset, ()):
-            read.over.set_result(outcome)
-        if self._on_done is not None:
-            self._on_done(offset, outcome)
+        self._answer(offset, outcome)
+        if self._cursor is not None:
+            self._cursor.over(offset, outcome)
+
+    @property
+    def heir(self) -> Mailbox:
+        """The mailbox that reads on by the same durable name, where this one has ended and another has begun; else its own."""
+        feed = self._cursor.feed if self._cursor is not None else None
+        return self._mailbox if feed is None else feed._mailbox
+
+    def requeued(self, delivery: Delivery, offset: int) -> None:
+        """What had become a dead letter is delivered again: until that is over, the offset is not over either."""
+        delivery.own.offset = offset
+        self._revived.add(offset)
+        self._open[offset] = None
 
     def close(self) -> None:
         """Nothing more is to be delivered."""
@@ -142,8 +174,7 @@ class Feed:
             if timer is not None:
                 timer.cancel()
         for offset in list(self._awaited):
-            for read in self._awaited.pop(offset):
-                read.over.set_result(OUTCOMES[Drop.ENDED])
+            self._answer(offset, OUTCOMES[Drop.ENDED])
 
     def answer(self, offset: int, *, keeps: bool) -> Answer:
         """Return what becomes of an offset from now on; ``keeps``: who waits for that keeps what is rejected."""
@@ -159,11 +190,34 @@ class Feed:
         return any(read.keeps for read in self._awaited.get(offset, ()))
 
     def _take(self, entry: Entry) -> None:
-        if entry.offset in self._done:
-            self._done.discard(entry.offset)
-            return
-        if self._wants(entry.message.topic):
+        if not self._is_done(entry.offset) and self._wants(entry.message.topic):
             self._offer(entry)
+
+    def _is_done(self, offset: int) -> bool:
+        """Say whether the next offset to read was acknowledged before."""
+        while self._done and self._done[0][1] <= offset:
+            self._done.popleft()
+        return bool(self._done) and self._done[0][0] <= offset
+
+    def _go_on_at(self, first: int) -> None:
+        """The log has lost what was next: that is over, and said; what is left comes with the next call."""
+        lost = first - self._next - sum(end - begin for begin, end in clipped(self._done, self._next, first))
+        log.error(
+            "%s: the log has evicted up to %d entries from offset %d on, which it had not acknowledged; it goes on at %d",
+            self._mailbox.name,
+            lost,
+            self._next,
+            first,
+        )
+        self._next = first
+        for offset in [offset for offset in self._awaited if offset < first and offset not in self._open]:
+            self._answer(offset, OUTCOMES[Drop.EVICTED])
+        if self._cursor is not None:
+            self._cursor.changed()
+
+    def _answer(self, offset: int, outcome: Outcome) -> None:
+        for read in self._awaited.pop(offset, ()):
+            read.over.set_result(outcome)
 
     def _offer(self, entry: Entry) -> None:
         due = entry.stamps.due
@@ -186,6 +240,7 @@ class Feed:
         else:
             self._open[entry.offset] = None
             delivery.own.offset = entry.offset
+            delivery.queued_at -= max(0.0, time.time() - max(entry.time, entry.stamps.due or 0.0))
 
     def _revive(self) -> bool:
         """Read dead letters of an earlier process while there is room; say whether the mailbox has got anything."""
@@ -197,7 +252,7 @@ class Feed:
                 entries = self._log.read(offset, 1)
             except Evicted:
                 entries = []
-            self._again.popleft()  # not before: what cannot be read now stays, for the next call to try
+            self._again.popleft()  # only now: what another error keeps from being read is still to be read
             if entries and entries[0].offset == offset:
                 self._offer(entries[0])
             else:

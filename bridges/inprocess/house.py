@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from bridges.inprocess.deadletters import DeadLetters
     from bridges.inprocess.timers import Timers
     from bridges.message import Message
 
 
-class House(Protocol):
-    """The broker, as its mailboxes see it."""
+@dataclass(frozen=True, slots=True)
+class House:
+    """What all the mailboxes of one broker share.
 
-    @property
-    def timers(self) -> Timers:
-        """What is to happen at a time."""
+    Attributes:
+        timers: what is to happen at a time.
+        dead_letters: what was given up.
+        reply: answers a request, with a payload, a content type and headers.
+    """
 
-    @property
-    def dead_letters(self) -> DeadLetters:
-        """What was given up."""
-
-    async def reply(self, request: Message, payload: bytes, content_type: str | None, headers: Mapping[str, str]) -> None:
-        """Answer a request."""
+    timers: Timers
+    dead_letters: DeadLetters
+    reply: Callable[[Message, bytes, str | None, Mapping[str, str]], Awaitable[None]]

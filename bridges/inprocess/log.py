@@ -12,6 +12,7 @@ from bridges.inprocess.stamps import PLAIN, Stamps
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from bridges.inprocess.runs import Runs
     from bridges.message import Message
 
 
@@ -79,12 +80,12 @@ class Place(NamedTuple):
 
     Attributes:
         below: every offset below it is over.
-        done: those from there on that are over.
+        done: those from there on that are over, as runs: so that it grows with what is not over, and not with what is.
         dead: those of them all that are dead letters: over for now, and to be delivered again when the letters are gone with the process.
     """
 
     below: int
-    done: frozenset[int] = frozenset()
+    done: Runs = ()
     dead: frozenset[int] = frozenset()
 
 

@@ -143,7 +143,7 @@ class Members:
                 start=place.below,
                 done=place.done,
                 again=place.dead,
-                on_done=cursor.over if cursor is not None else None,
+                cursor=cursor,
             )
             if cursor is not None:
                 cursor.follow(feed)

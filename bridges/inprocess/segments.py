@@ -152,10 +152,8 @@ class Segment:
     def read(self, offset: int, limit: int, below: int) -> list[Record]:
         """Return up to ``limit`` records with offsets from ``offset`` to ``below``. Raises `CorruptLog`, and `FileNotFoundError`."""
         found: list[Record] = []
-        for record in self.records(self._place_of(offset), _CHUNK if limit > _FEW else _PAGE):
-            if record.offset >= below:
-                break
-            if record.offset >= offset:
+        for record in self.records(self._place_of(offset), _CHUNK if limit > _FEW else _PAGE, below):
+            if offset <= record.offset < below:
                 found.append(record)
                 if len(found) >= limit:
                     break
@@ -166,15 +164,18 @@ class Segment:
         if self.latest < time:
             return None
         point = max(bisect_left(self._latest_before, time) - 1, 0)
-        for record in self.records(self._positions[point]):
-            if record.offset >= below:
-                break
-            if record.time >= time:
+        if self._offsets[point] >= below:
+            return None
+        for record in self.records(self._positions[point], below=below):
+            if record.time >= time and record.offset < below:
                 return record.offset
         return None
 
-    def records(self, position: int = HEAD_SIZE, chunk: int = _CHUNK) -> Iterator[Record]:
-        """Yield the records from a position on, reading a piece of the file at a time. Raises as `read`."""
+    def records(self, position: int = HEAD_SIZE, chunk: int = _CHUNK, below: int | None = None) -> Iterator[Record]:
+        """Yield the records from a position on, reading a piece of the file at a time. Raises as `read`.
+
+        Behind the offset ``below - 1`` it looks at nothing: what is there may be cut off meanwhile, or was never whole.
+        """
         end = self.end
         file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -192,6 +193,8 @@ class Segment:
                 position = start + record.end
                 self._read_up_to = record.offset + 1, position
                 yield record
+                if below is not None and record.offset + 1 >= below:
+                    break
         finally:
             os.close(file)
 

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from bridges.errors import Evicted
@@ -18,6 +19,7 @@ from bridges.inprocess.settings import Drop
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.posting import Posting
@@ -156,13 +158,19 @@ class Spilled(Pending):
         offset: its place in the log; -1 while it has none.
     """
 
-    __slots__ = ("_spill", "offset", "topic")
+    __slots__ = ("_spill", "_went_at", "offset", "topic")
 
     def __init__(self, spill: Spill, topic: Counts, *, answered: bool) -> None:
         super().__init__(answered=answered)
         self._spill = spill
         self.topic = topic
         self.offset = -1
+        self._went_at = monotonic()
+
+    def came(self, delivery: Delivery) -> None:
+        """It is in the buffer; its time in queue began when it came here."""
+        delivery.queued_at = self._went_at
+        super().came(delivery)
 
     def withdraw(self) -> bool:
         """Take it back if no reader has had it; say whether it was."""

@@ -71,7 +71,8 @@ class SubscriptionFigures:
         dead: given up.
         lag: not yet acknowledged: waiting in memory, in a log, for a retry, or with a reader.
         unacknowledged: with a reader.
-        queue_seconds: from publish to handing over, summed over all that were delivered.
+        queue_seconds: from publish, or the time it was due, to handing over, summed over all that were delivered. For what was read from
+            a log that is by the wall clock, and the time until a restart is part of it.
         handler_seconds: from handing over until the reader acknowledged it or gave it back, summed.
         tenants: the lag of each tenant that has one, where the subscription is fair between tenants.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections import deque
 from contextlib import suppress
 from errno import EIO
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ class Store:
         self._folder = folder
         self._lock = disk.lock(folder)
         self.segments: tuple[Segment, ...] = ()
+        self._condemned: deque[Segment] = deque()
         try:
             segments, self.recovery = recover(folder, skip_corrupt=skip_corrupt)
             if not segments or segments[-1].covers:
@@ -142,8 +144,14 @@ class Store:
             rewritten.path.unlink()
             return
         # Between the new name and the removal of the old ones a crash leaves both: recovery takes the one that covers more.
-        rewritten.finish()
-        rewritten.close()
+        try:
+            rewritten.finish()
+        except OSError:
+            with suppress(OSError):
+                rewritten.path.unlink()
+            raise
+        finally:
+            rewritten.close()
         at = self.segments.index(group[0])
         self.segments = (*self.segments[:at], rewritten, *self.segments[at + len(group) :])
         self._remove(group)
@@ -208,9 +216,12 @@ class Store:
         return segment
 
     def _remove(self, segments: Sequence[Segment]) -> None:
-        for segment in segments:  # oldest first: whatever a crash leaves has no hole
-            segment.path.unlink()
-        if segments:
+        """Remove the files: oldest first, and none before those that could not be removed before: whatever a crash leaves has no hole."""
+        self._condemned += segments
+        if self._condemned:
+            while self._condemned:
+                self._condemned[0].path.unlink(missing_ok=True)
+                self._condemned.popleft()
             disk.sync_folder(self._folder)
 
 

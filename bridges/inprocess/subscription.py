@@ -31,6 +31,7 @@ class Subscription(Reader):
         self._loops: WeakKeyDictionary[asyncio.Task[object], Loop] = WeakKeyDictionary()
         self._mailbox: Mailbox | None = None
         self._task: asyncio.Task[object] | None = None
+        self._problem: Exception | None = None
 
     @property
     def mailbox(self) -> Mailbox:
@@ -64,7 +65,8 @@ class Subscription(Reader):
     async def take(self, limit: int, reader: Reader | None = None) -> list[Delivery]:
         """Wait for at least one delivery and return up to ``limit``; an empty list says that the subscription has ended.
 
-        Each is to be ended by `Delivery.ack` and the like. Raises `bridges.errors.Evicted` where the log has lost what was next.
+        Each is to be ended by `Delivery.ack` and the like. Raises `bridges.errors.Evicted`, once, where the log has lost what was next; the
+        next call goes on with what it has left.
         """
         while not self.ended:
             if taken := self.take_nowait(limit, reader):
@@ -77,14 +79,18 @@ class Subscription(Reader):
 
         Raises as `take`, once it has returned what came before that.
         """
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
         taken: list[Delivery] = []
         take = self.mailbox.take
         try:
             while not self.ended and len(taken) < limit and (delivery := take(reader or self)) is not None:
                 taken.append(delivery)
-        except Exception:  # of the log, whatever it is: the next call meets it again, and these must not be out with nobody
+        except Exception as problem:  # of the log, whatever it is: the next call raises it, and these must not be out with nobody
             if not taken:
                 raise
+            self._problem = problem
         return taken
 
     def __aiter__(self) -> Loop:

@@ -23,7 +23,7 @@ def size_of(folder: Path) -> int:
 
 
 def next_three(below: int) -> Place:
-    return Place(below, frozenset(range(below, below + 3)))
+    return Place(below, ((below + 1, below + 3),))
 
 
 def cursors_of_the_protocol(cursors: DurableCursors) -> CursorStore:
@@ -33,7 +33,7 @@ def cursors_of_the_protocol(cursors: DurableCursors) -> CursorStore:
 async def test_a_cursor_is_there_after_reopening(tmp_path: Path) -> None:
     cursors = await DurableCursors.open(tmp_path)
     assert cursors.load("billing") is None
-    place = Place(7, frozenset({13, 9, *range(20, 100_000), 12}), frozenset({3, 1, 9}))
+    place = Place(7, ((9, 10), (12, 14), (20, 100_000)), frozenset({3, 1, 9}))
     await cursors.save("billing", place)
     await cursors.save("mail", Place(0))
     await cursors.save("gone", Place(1))
@@ -83,7 +83,7 @@ async def test_names_that_were_forgotten_leave_nothing(tmp_path: Path) -> None:
     await cursors.save("stays", Place(1))
     for start in range(0, 1000, 100):
         names = [f"name-{number}" for number in range(start, start + 100)]
-        await asyncio.gather(*(cursors.save(name, Place(1, frozenset(range(2, 40, 2)))) for name in names))
+        await asyncio.gather(*(cursors.save(name, Place(1, tuple((offset, offset + 1) for offset in range(2, 40, 2)))) for name in names))
         await asyncio.gather(*(cursors.forget(name) for name in names))
     assert cursors.names() == ["stays"]
     for _ in range(2):  # in the background it has come as far as it could beside the rest; tombstones go with the second one

@@ -259,7 +259,8 @@ async def test_where_the_disk_has_lost_what_was_answered_for_a_log_takes_nothing
     os.truncate(file, file.stat().st_size - 1)
     for _ in range(3):
         assert await append_each(log, 2) == []
-    await log.close()
+    with pytest.raises(LogFailed):
+        await log.close()
     assert await stored(tmp_path) == [0, 1, 2, 3]
 
 
@@ -288,7 +289,8 @@ async def test_a_window_that_fails_to_sync_is_known_to_the_next_append_and_to_cl
     with pytest.raises(LogFailed):
         while True:  # the writer's thread has failed; the event loop hears of it in a moment
             await log.append([message_at(log.next)], 0.0)
-    await log.close()
+    with pytest.raises(LogFailed):
+        await log.close()
     monkeypatch.undo()
 
     log = await DurableLog.open(tmp_path / "two", LogSettings(fsync=3_600_000))
@@ -298,6 +300,104 @@ async def test_a_window_that_fails_to_sync_is_known_to_the_next_append_and_to_cl
         await log.close()
     monkeypatch.undo()
     await (await DurableLog.open(tmp_path / "two")).close()
+
+
+async def test_a_window_that_fails_to_sync_is_said_though_nothing_is_appended_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = await DurableLog.open(tmp_path, LogSettings(fsync=1))
+    FailingSyncs(monkeypatch, 0)
+    assert await log.append([message_at(0)], 0.0) == 0
+
+    async def said() -> bool:
+        return "could not store or sync something: OSError" in caplog.text
+
+    await eventually(said)
+    with pytest.raises(LogFailed):
+        await log.close()
+
+
+async def test_what_was_answered_for_is_read_while_the_disk_has_lost_what_is_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read looks at nothing behind what was answered for: that may be torn, or be cut off meanwhile."""
+    log = await DurableLog.open(tmp_path)
+    assert await append_each(log, 3) == [0, 1, 2]
+    newest = newest_of(tmp_path)
+    synced = newest.stat().st_size
+    FailingSyncs(monkeypatch, 0)
+    assert await append_each(log, 3) == []
+    os.truncate(newest, synced + 1)
+    assert [entry.offset for entry in log.read(0, 100)] == [0, 1, 2]
+    assert [entry.offset for entry in log.read(2, 100)] == [2]
+    assert (log.read(3, 100), log.offset_at(0.0), log.offset_at(1.0)) == ([], 0, 3)
+    await log.close()
+
+
+async def test_readers_hear_of_what_was_refused_and_can_be_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record whose sync failed lies in front of the next one, which makes it readable: whoever waits for its topic is told then."""
+    monkeypatch.setattr(commit, "_AGAIN", 0.0)
+    log = await DurableLog.open(tmp_path)
+    told: list[str] = []
+    log.listen(lambda messages: told.extend(message.topic for message in messages))
+    FailingSyncs(monkeypatch, 0)
+    with pytest.raises(LogFailed):
+        await log.append([message_at(0)._replace(topic="refused")] * 3, 0.0)
+    assert told == []
+    for expected in (["refused", "next"], ["refused", "next", "next"]):
+        await log.append([message_at(0)._replace(topic="next")], 0.0)
+        await asyncio.sleep(0)
+        assert told == expected
+    assert [entry.message.topic for entry in log.read(0, 100)] == ["refused"] * 3 + ["next"] * 2
+    await log.close()
+
+
+async def test_what_cannot_be_removed_fails_no_append_and_leaves_no_hole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = await DurableLog.open(tmp_path, LogSettings(segment_bytes=500, keep_bytes=1500))
+    unlink, stuck = Path.unlink, newest_of(tmp_path)
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        if path == stuck:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        for offset in range(30):
+            assert await log.append([message_at(offset)], 0.0) == offset
+    assert "could not remove what it has evicted" in caplog.text
+    assert log.first > 0
+    await log.close()
+    log = await DurableLog.open(tmp_path, LogSettings(segment_bytes=500, keep_bytes=1500))
+    assert log.recovery.first == 0
+    assert log.first > 0
+    assert not stuck.exists()
+    await log.close()
+
+
+def files_of(folder: Path) -> tuple[int, set[Path]]:
+    """Return how many files are open, and which are in the folder."""
+    return len(list(Path("/proc/self/fd").iterdir())), set(folder.iterdir())
+
+
+async def test_a_compaction_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = await DurableLog.open(tmp_path, LogSettings(segment_bytes=1000))
+    await append_each(log, 20)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = files_of(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "rename", refuse)
+        for _ in range(5):
+            with pytest.raises(OSError, match="No space left"):
+                await log.compact()
+    assert files_of(tmp_path) == before
+    assert len(log.read(0, 100)) == 20
+    await log.close()
 
 
 class Power:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridges.errors import ConfigurationError, Evicted, LogFailed
-from bridges.inprocess import Broker, Drop, Entry, InProcessSink, InProcessSource, MemoryLog
+from bridges.inprocess import Broker, Drop, Entry, InProcessSink, InProcessSource, MemoryLog, progress
 from bridges.inprocess.durable import DurableLog
 from bridges.inprocess.log import Place
 from bridges.inprocess.stamps import PLAIN, Stamps
@@ -221,7 +221,7 @@ async def test_a_durable_name_goes_on_where_it_was_and_what_was_not_acknowledged
     for place in (0, 2, 3):
         deliveries[place].ack()
     await broker.aclose()
-    assert cursors.saved == {"billing": Place(1, frozenset({2, 3}))}
+    assert cursors.saved == {"billing": Place(1, ((2, 4),))}
 
     log._closed = False
     broker = await opened()
@@ -409,7 +409,7 @@ async def test_a_durable_name_that_leaves_and_joins_again_goes_on_where_it_was()
 async def test_a_place_behind_the_end_of_its_log_is_set_back_and_said(caplog: pytest.LogCaptureFixture) -> None:
     """A log that has lost its end gives those offsets to others; what is in them is new to the subscription, whenever it begins."""
     cursors = Cursors()
-    cursors.saved = {"billing": Place(10, frozenset({12})), "mail": Place(1, frozenset({2, 4})), "sound": Place(1, frozenset({2}))}
+    cursors.saved = {"billing": Place(10, ((12, 13),)), "mail": Place(1, ((2, 3), (4, 5))), "sound": Place(1, ((2, 3),))}
     log = MemoryLog()
     for number in range(3):
         await log.append([made(number)], 0.0)
@@ -423,7 +423,7 @@ async def test_a_place_behind_the_end_of_its_log_is_set_back_and_said(caplog: py
         assert [int(delivery.payload) for delivery in await subscription.take(3)] == first
         assert ("behind the end of the log, 3" in caplog.text) == (name != "sound")
     await broker.aclose()
-    assert cursors.saved == {"billing": Place(3), "mail": Place(1, frozenset({2})), "sound": Place(1, frozenset({2}))}
+    assert cursors.saved == {"billing": Place(3), "mail": Place(1, ((2, 3),)), "sound": Place(1, ((2, 3),))}
 
 
 async def test_a_place_is_saved_only_with_the_log_synced_up_to_it() -> None:
@@ -515,7 +515,7 @@ async def test_dead_letters_of_a_durable_name_come_again_when_they_are_gone_with
         for delivery in again[2:]:
             delivery.ack()
         await broker.aclose()
-    assert cursors.saved == {"d": Place(5, frozenset({6, 7, 8, 9, 10}), frozenset({4}))}
+    assert cursors.saved == {"d": Place(5, ((6, 11),), frozenset({4}))}
 
 
 async def test_what_was_taken_before_the_log_raises_is_given_to_the_reader() -> None:
@@ -575,3 +575,189 @@ async def test_a_sink_that_tries_again_stores_no_second_copy_in_a_log_in_memory(
         assert await taken(subscription, 1) == [1]
         assert await sink.publish([message]) == [PUBLISHED]
         assert log.next == 1
+
+
+async def test_a_requeued_dead_letter_of_a_durable_name_outlives_its_subscription() -> None:
+    """It is not over while it waits, or is with a reader, so that it is there when the name is; as is a letter, to be requeued."""
+    cursors, broker = Cursors(), Broker()
+    broker.keep("orders.>", MemoryLog(), cursors)
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    for number in range(3):
+        await broker.publish(made(number))
+    for delivery in await subscription.take(2):
+        delivery.reject(Reason.INVALID, "")
+    assert broker.dead_letters.requeue(1) == 1
+    subscription.unsubscribe()
+    assert broker.dead_letters.requeue(2) == 0
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    assert await taken(subscription, 2) == [0, 2]
+    assert broker.dead_letters.requeue() == 1
+    [delivery] = await subscription.take(9)
+    subscription.unsubscribe()
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    assert (await taken(subscription, 1), broker.figures().subscriptions["d"].lag, len(broker.dead_letters)) == ([1], 0, 0)
+    await broker.aclose()
+    assert cursors.saved == {"d": Place(3)}
+
+
+async def test_a_dead_letter_for_which_there_is_no_room_is_gone_for_good() -> None:
+    cursors, broker = Cursors(), Broker(max_dead_letters=0)
+    broker.keep("orders.>", MemoryLog(), cursors)
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    await broker.publish(made(0))
+    [delivery] = await subscription.take(1)
+    delivery.reject(Reason.INVALID, "")
+    assert broker.dead_letters.overflowed == 1
+    await broker.aclose()
+    assert cursors.saved == {"d": Place(1)}
+
+
+async def test_a_durable_name_whose_oldest_was_evicted_hears_of_it_once_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """One message that waited for its time must not keep the name from all that is left."""
+    log, cursors = MemoryLog(max_messages=5), Cursors()
+
+    def opened() -> Broker:
+        log._closed = False
+        broker = Broker()
+        broker.keep("orders.>", log, cursors)
+        return broker
+
+    broker = opened()
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    await broker.publish(made(0), deliver_at=datetime.now(UTC) + timedelta(days=1))
+    for number in range(1, 11):
+        await broker.publish(made(number))
+        assert await taken(subscription, 1) == [number]
+    await broker.publish(made(11))
+    await broker.aclose()
+    assert cursors.saved == {"d": Place(0, ((1, 11),))}
+    for evicted in (True, False):
+        broker = opened()
+        subscription = broker.subscribe("orders.*", durable="d").begin()
+        caplog.clear()
+        if evicted:
+            with pytest.raises(Evicted, match="offset 0 is evicted"):
+                await subscription.take(9)
+        assert [int(delivery.payload) for delivery in await subscription.take(9)] == [11]
+        assert ("d: the log has evicted up to 1 entries from offset 0 on" in caplog.text) == evicted
+        await broker.aclose()
+        assert cursors.saved == {"d": Place(11)}
+
+
+async def test_who_waits_for_what_was_evicted_is_told() -> None:
+    broker = await logged(0, MemoryLog(max_messages=2))
+    async with broker.subscribe("orders.*", start="live", buffer=1) as slow:
+        await broker.publish(made(0))
+        assert len(slow.take_nowait(1)) == 1
+        waiting = asyncio.create_task(InProcessSink(broker, timeout=20).publish([made(1)]))
+        for number in range(2, 6):
+            await broker.publish(made(number))
+            await asyncio.sleep(0)
+        with pytest.raises(Evicted):
+            slow.take_nowait(9)
+        [outcome] = await asyncio.wait_for(waiting, 10)
+        assert isinstance(outcome, Released)
+        assert outcome.reason is Reason.FULL
+        assert await taken(slow, 2) == [4, 5]
+
+
+async def test_a_durable_name_that_was_forgotten_is_new_in_the_same_process_too() -> None:
+    class Forgetting(Cursors):
+        async def forget(self, name: str) -> None:
+            del self.saved[name]
+
+    cursors, broker = Forgetting(), Broker()
+    broker.keep("orders.>", MemoryLog(), cursors)
+    async with broker.subscribe("orders.*", durable="d") as subscription:
+        for number in range(3):
+            await broker.publish(made(number))
+        assert await taken(subscription, 3) == [0, 1, 2]
+
+        async def saved() -> bool:
+            return cursors.saved == {"d": Place(3)}
+
+        await eventually(saved)
+    await cursors.forget("d")
+    async with broker.subscribe("orders.*", durable="d", start="beginning") as subscription:
+        assert await taken(subscription, 3) == [0, 1, 2]
+    await broker.aclose()
+
+
+class FullCursors(Cursors):
+    """Fails while it is told to, and counts."""
+
+    failing = False
+    tries = 0
+
+    async def save(self, name: str, place: Place) -> None:
+        self.tries += 1
+        if self.failing:
+            raise OSError(28, "no space left")
+        await super().save(name, place)
+
+
+async def test_a_place_that_cannot_be_saved_is_tried_again_by_itself_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "_AGAIN", 0.05)
+    cursors, broker = FullCursors(), Broker()
+    broker.keep("orders.>", MemoryLog(), cursors)
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    await broker.publish(made(0))
+    cursors.failing, before, began = True, cursors.tries, time.monotonic()
+    for number in range(1, 100):
+        await broker.publish(made(number))
+        await taken(subscription, 1)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert cursors.tries - before <= (time.monotonic() - began) / 0.05 + 2
+
+    async def tried_twice() -> bool:
+        return cursors.tries > before + 1
+
+    await eventually(tried_twice)
+    assert caplog.text.count("d: its place in the log was not saved") == 1
+    cursors.failing = False
+
+    async def saved() -> bool:
+        return cursors.saved == {"d": Place(99)}
+
+    await eventually(saved)
+    assert "d: its place in the log is saved again" in caplog.text
+    cursors.failing = True
+    await taken(subscription, 1)
+    await asyncio.wait_for(broker.aclose(), 10)
+    tries, until = cursors.tries, time.monotonic() + 0.1
+
+    async def passed() -> bool:
+        return time.monotonic() > until
+
+    await eventually(passed)
+    assert cursors.tries == tries, "nothing is left behind that tries on"
+
+
+async def test_the_time_in_queue_is_from_the_publish_whatever_the_message_waited_in() -> None:
+    broker = await logged(0)
+    plain = broker.subscribe("orders.*", name="plain").begin()
+    read = broker.subscribe("orders.*", start="live", name="read", buffer=3).begin()
+    spilled = broker.subscribe("orders.*", name="spilled", policy="spill", spill_to=MemoryLog(), buffer=1).begin()
+    for number in range(10):
+        await broker.publish(made(number))
+    until = time.monotonic() + 0.05
+
+    async def waited() -> bool:
+        return time.monotonic() > until
+
+    await eventually(waited)
+    for subscription in (plain, read, spilled):
+        assert await taken(subscription, 10) == list(range(10))
+    for figures in broker.figures().subscriptions.values():
+        assert 10 * 0.045 < figures.queue_seconds < 10
+    before = broker.figures().subscriptions["read"].queue_seconds
+    for number in range(10):
+        await broker.publish(made(number))
+        assert await taken(read, 1) == [number]
+        now = broker.figures().subscriptions["read"].queue_seconds
+        assert now >= before
+        before = now
+    broker.close()
