@@ -35,8 +35,9 @@ _OF_HOLDS: Final = 0.75
 """The share of a claim that holds may fill: a long queue drains at most of the pump's speed, and what is newer still moves."""
 _ALWAYS: Final = 9
 """Columns that every claim fetches: a message's seven, the position and the lane. What `Row` has beside them has defaults."""
-_FRUITLESS: Final = 4
-"""Claims in a row that find nothing although something is due, after which holds without rows are looked for."""
+_FRUITLESS: Final = 5
+"""Claims in a row that find nothing although something is due, after which holds without rows are looked for in the lanes of the next;
+odd, so that two pumps that share the lanes look in one half after the other."""
 _ROUNDS: Final = 16
 """How often a claim that only sets rows aside goes on at once; then it shows itself, so that nobody takes it for stuck."""
 
@@ -213,7 +214,7 @@ class OutboxSource:
                 await self._end_empty_holds(connection, lanes)
                 to_try = None
                 continue
-            if lanes and not rows and self._fruitless == _FRUITLESS:
+            if lanes and not rows and self._fruitless and self._fruitless % _FRUITLESS == 0:
                 # Something has seemed due for a while of which there is nothing: rows in another pump's hands, or a hold without rows.
                 await self._end_empty_holds(connection, lanes)
                 self._fruitless += 1
