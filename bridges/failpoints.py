@@ -84,7 +84,7 @@ class Failpoints:
             case "hang":
                 await asyncio.Event().wait()
             case "sleep":
-                await asyncio.sleep(SLEEP)
+                await asyncio.sleep(SLEEP)  # as long as the fault is to take: nothing comes to wait for
 
     def source(self, loop: str, source: Source) -> Source:
         """Return the source with the loop's points around it, or the source itself if none is armed."""

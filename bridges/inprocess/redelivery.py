@@ -29,12 +29,12 @@ class Redelivery(Delivery):
         self.details.handed = self
 
     @property
-    def state(self) -> State:  # type: ignore[override]  # there it is a field, for speed
+    def state(self) -> State:  # type: ignore[override]  # a field of the first, for speed
         """Where it is."""
         return self._first.state
 
     @property
-    def reader(self) -> Reader | None:  # type: ignore[override]
+    def reader(self) -> Reader | None:  # type: ignore[override]  # likewise
         """Who has it, or had it last."""
         return self._first.reader
 

@@ -99,7 +99,7 @@ class ConsumersDays:
     async def run(self) -> None:
         """Take turns until cancelled."""
         while True:
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._pause)  # days come by the clock alone: there is nothing else to wait for
             await self.turn()
 
     async def turn(self, *, within: float = _TURN) -> None:

@@ -13,6 +13,7 @@ import psycopg
 from tests.engines.deadline import eventually
 from tests.faults.fleet import fleet, metric
 from tests.faults.history import Audit, Death, Effect, Ended, Fault, History, Probe, Settled
+from tests.faults.nemeses import last
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +53,7 @@ class Watch:
         self._sessions: set[str] = set()
 
     async def run(self) -> None:
-        """Look again and again, over a new connection when Postgres was away."""
+        """Look at a steady pace until cancelled, over a new connection when Postgres was away."""
         while True:
             with suppress(psycopg.Error, OSError):
                 async with self._fleet.look() as connection:
@@ -126,7 +127,7 @@ async def play(
         ours.writer.start()
         watching = asyncio.create_task(watch.run())
         try:
-            await asyncio.sleep(WARM_UP)
+            await last(WARM_UP)
             for nemesis in _mixture(nemeses, chance, seconds):
                 began = time.time()
                 async with asyncio.timeout(nemesis.longest):
@@ -135,7 +136,7 @@ async def play(
                 history.faults.append(Fault(nemesis.name, began, time.time(), nemesis.times))
                 await _heal(ours, history)
                 # Long enough to see it recover, and a quarter of the time in any case.
-                await asyncio.sleep(max(calm, (time.time() - began) * QUIET / (1 - QUIET)))
+                await last(max(calm, (time.time() - began) * QUIET / (1 - QUIET)))
             await _drain(ours, history)
             history.probes += await _probes(ours)
         finally:

@@ -9,12 +9,8 @@ import pytest
 
 from bridges.errors import ConfigurationError
 from bridges.inprocess import Broker, Subscription
-from bridges.message import Message, uuid7
 from tests.engines.deadline import eventually
-
-
-def made(payload: bytes = b"", topic: str = "orders.created", key: str | None = None) -> Message:
-    return Message(uuid7(), topic, payload, key)
+from tests.unit.messages import made
 
 
 async def test_topics_are_isolated() -> None:

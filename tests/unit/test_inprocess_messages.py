@@ -15,13 +15,10 @@ from bridges.inprocess import Broker, DataclassCodec, Drop, Functions, InProcess
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason
 from tests.engines.deadline import eventually
+from tests.unit.messages import made
 
 if TYPE_CHECKING:
     from bridges.inprocess.settings import PolicyName
-
-
-def made(payload: bytes = b"", topic: str = "orders.created", key: str | None = None) -> Message:
-    return Message(uuid7(), topic, payload, key)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ that is the supervisor's part. None starts one that ended by itself.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -58,6 +59,11 @@ def nemesis(name: str, **how: Any) -> Callable[[Hurt], Hurt]:
         return hurt
 
     return register
+
+
+async def last(seconds: float) -> None:
+    """Let a harm, or the quiet between two, last so long: it is a dose, and no condition is waited for."""
+    await asyncio.sleep(seconds)
 
 
 async def unready(ours: Fleet, history: History) -> None:

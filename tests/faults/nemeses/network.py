@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.fleet import SINKS, Fleet
-from tests.faults.nemeses import SERVERS, nemesis
+from tests.faults.nemeses import SERVERS, last, nemesis
 from tests.faults.protocols import Direction
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _harm(what: str, begin: Callable[[Proxy], object], seconds: tuple[float, flo
         async def hurt(ours: Fleet, chance: random.Random, _: History, name: str = name) -> None:
             way = way_of(ours, name)
             begin(way)
-            await asyncio.sleep(chance.uniform(*seconds))
+            await last(chance.uniform(*seconds))
             way.heal()
             await ours.ready()
 
@@ -65,7 +65,7 @@ def _at_a_moment(name: str, moments: Mapping[str, str], plan: Callable[[Proxy, s
         for _turn in range(times):
             async with asyncio.timeout(20):
                 await plan(way, moment).wait()
-            await asyncio.sleep(chance.uniform(0, 0.2))
+            await last(chance.uniform(0, 0.2))
         await ours.ready()
 
     nemesis(name, sinks=SINKS if "Postgres" in moments else tuple(moments), times=times, hits_consumer="Postgres" not in moments)(hurt)
@@ -88,4 +88,4 @@ async def writer_cut(ours: Fleet, chance: random.Random, _: History) -> None:
     for moment in ("before_commit", "after_commit") * 3:
         async with asyncio.timeout(20):
             await ours.writers_way.cut(moment).wait()
-        await asyncio.sleep(chance.uniform(0, 0.3))
+        await last(chance.uniform(0, 0.3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from bridges.failpoints import SLEEP
 from tests.engines.deadline import eventually
 from tests.faults.fleet import BRIDGED, CLAIM_TIMEOUT, SINKS, Fleet, Member
-from tests.faults.nemeses import SERVERS, Nemesis, nemesis
+from tests.faults.nemeses import SERVERS, Nemesis, last, nemesis
 
 if TYPE_CHECKING:
     import random
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 async def kill_and_restart(member: Member, chance: random.Random) -> None:
     """As a supervisor would see it."""
     await member.kill()
-    await asyncio.sleep(chance.uniform(0, 0.5))
+    await last(chance.uniform(0, 0.5))
     member.start()
 
 
@@ -47,7 +46,7 @@ async def freeze(member: Member, seconds: float) -> None:
     """Have a process stand still, and then go on as if nothing had been."""
     member.signal(signal.SIGSTOP)
     try:
-        await asyncio.sleep(seconds)
+        await last(seconds)
     finally:
         member.signal(signal.SIGCONT)
 
@@ -86,7 +85,7 @@ async def sigterm_twice(ours: Fleet, chance: random.Random, _: History) -> None:
     """By somebody who cannot wait: it leaves at once, and what was in flight is rolled back."""
     pump = chance.choice(ours.pumps)
     pump.signal(signal.SIGTERM)
-    await asyncio.sleep(chance.uniform(0, 0.05))
+    await last(chance.uniform(0, 0.05))
     pump.signal(signal.SIGTERM)
     assert await pump.ended(5) is not None, "a second signal ends it at once"
     pump.start()
@@ -101,7 +100,7 @@ async def clock_ahead(ours: Fleet, chance: random.Random, _: History) -> None:
         await pump.kill()
         pump.start([sys.executable, "-m", "tests.faults.shifted", str(seconds), *pump.command[3:]])
         await ours.ready()
-        await asyncio.sleep(2)
+        await last(2)
     await pump.kill()
     pump.start()
     await ours.ready()
@@ -157,5 +156,5 @@ async def _seen(member: Member, point: str, action: str) -> None:
 
             await eventually(is_stopped, within=5, what=f"{member.name} to stand still")
         case _:
-            await asyncio.sleep(SLEEP + 1)  # while others are at work
+            await last(SLEEP + 1)  # while others are at work
             assert member.pid, "it goes on"

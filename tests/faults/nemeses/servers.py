@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from tests.contracts.outages import family
-from tests.faults.nemeses import SERVERS, nemesis, unready
+from tests.faults.nemeses import SERVERS, last, nemesis, unready
 
 if TYPE_CHECKING:
     import random
@@ -28,7 +28,7 @@ async def kill_broker(ours: Fleet, chance: random.Random, history: History) -> N
     assert server is not None
     await asyncio.to_thread(server.stop, signal.SIGKILL)
     await unready(ours, history)
-    await asyncio.sleep(chance.uniform(0, 2))
+    await last(chance.uniform(0, 2))
     await asyncio.to_thread(server.start)
     await ours.ready()
 
@@ -40,7 +40,7 @@ async def freeze_all(pids: Iterable[int], seconds: float) -> None:
         for pid in frozen:
             with suppress(ProcessLookupError):  # a session may end meanwhile
                 os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(seconds)
+        await last(seconds)
     finally:
         for pid in frozen:
             with suppress(ProcessLookupError):
@@ -69,7 +69,7 @@ for _seconds in (5, 60):
 async def crash_postgres(ours: Fleet, chance: random.Random, how: signal.Signals) -> None:
     """End it as it must not end, leave it away for a moment, and start it again on its data."""
     await asyncio.to_thread(ours.postgres.stop, how)
-    await asyncio.sleep(chance.uniform(0, 2))
+    await last(chance.uniform(0, 2))
     await asyncio.to_thread(ours.postgres.start)
     await ours.ready()
 
@@ -93,7 +93,7 @@ async def terminate(ours: Fleet, chance: random.Random, _: History) -> None:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'outboxd%%' AND random() < %s",
                 (chance.uniform(0.2, 0.9),),
             )
-            await asyncio.sleep(chance.uniform(0.05, 0.4))
+            await last(chance.uniform(0.05, 0.4))
     await ours.ready()
 
 
@@ -109,7 +109,7 @@ async def exhaust(ours: Fleet, chance: random.Random, _: History) -> None:
         with suppress(psycopg.OperationalError):
             while True:
                 await stack.enter_async_context(ours.look())
-        await asyncio.sleep(chance.uniform(2, 4))
+        await last(chance.uniform(2, 4))
     await ours.ready()
 
 
@@ -121,7 +121,7 @@ async def read_only(ours: Fleet, chance: random.Random, _: History) -> None:
             await connection.execute("SET default_transaction_read_only = off")
             await connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {setting}")
             await connection.execute("SELECT pg_reload_conf()")
-        await asyncio.sleep(chance.uniform(2, 4) if setting == "on" else 0)
+        await last(chance.uniform(2, 4) if setting == "on" else 0)
     await ours.ready()
 
 
@@ -132,7 +132,7 @@ async def fill(ours: Fleet, folder: Path, seconds: float) -> None:
         with ballast.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(1 << 16))
-        await asyncio.sleep(seconds)
+        await last(seconds)
     finally:
         ballast.unlink(missing_ok=True)
 
