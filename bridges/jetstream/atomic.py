@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
+from bridges.jetstream.client import CHUNK
 from bridges.ports import Rejected
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ _MOST: Final = 1000
 """Messages in a batch: the server's limit, unless its configuration says otherwise."""
 _ENOUGH: Final = 4 << 20
 """Bytes in a batch. One that is too large for its deadline would be sent again as it was, for ever."""
-_CHUNK: Final = 1 << 16
-"""Bytes that are written at once."""
 _COMMIT: Final = "Nats-Batch-Commit: 1\r\n"
 _ASK_AGAIN: Final = 60.0
 _TOO_MANY: Final = 10199
@@ -102,10 +101,8 @@ class AtomicBatches:
             frame = make(message, b"", room, headers)
             if isinstance(frame, Rejected) or written + size >= _ENOUGH:
                 break
-            if size >= _CHUNK:
-                # The server takes in what it has while we make the next.
+            if size >= CHUNK:
                 await client.write(frames)
-                await asyncio.sleep(0)
                 frames.clear()
                 written, size = written + size, 0
             frames.append(frame)

@@ -20,8 +20,8 @@ from bridges.deadline import happens
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_CHUNK: Final = 1 << 18
-"""Bytes that are handed to the transport at once; between chunks it is waited for, so that a slow server slows us down."""
+CHUNK: Final = 1 << 16
+"""Bytes that are handed to the transport at once: the server takes them in while we make the next, and one that is slow slows us down."""
 
 
 class Window:
@@ -31,10 +31,11 @@ class Window:
         self._client = client
         self.first = first
         self.frames: list[bytes] = []
-        """Whole PUBs or HPUBs, each with `reply` of its place as its reply subject."""
+        """Whole PUBs or HPUBs to be sent next, each with `reply` of its place as its reply subject."""
         self.received: dict[int, bytes] = {}
         """An empty acknowledgement stands for a status without a body: nobody was there to answer."""
         self._complete = asyncio.Event()
+        self._sent = 0
         self._wanted = -1
 
     def reply(self, place: int) -> bytes:
@@ -42,20 +43,14 @@ class Window:
         return b"%b%d" % (self._client.inbox, self.first + place)
 
     async def send(self) -> None:
-        """Write everything. Raises a nats error, or `OSError`, if the connection is lost."""
-        chunk: list[bytes] = []
-        size = 0
-        for frame in self.frames:
-            chunk.append(frame)
-            size += len(frame)
-            if size >= _CHUNK:
-                await self._client.write(chunk)
-                chunk, size = [], 0
-        await self._client.write(chunk)
+        """Write the frames, and forget them. Raises a nats error, or `OSError`, if the connection is lost."""
+        await self._client.write(self.frames)
+        self._sent += len(self.frames)
+        self.frames.clear()
 
     async def all_acknowledged(self, deadline: float) -> None:
         """Return when everything is acknowledged. Raises `TimeoutError` at the deadline (of the loop's clock), or a nats error."""
-        self._wanted = len(self.frames)
+        self._wanted = self._sent
         loop = asyncio.get_running_loop()
         while len(self.received) < self._wanted:
             if self._client.denied is not None:
@@ -159,6 +154,7 @@ class AckingClient(Client):
             raise nats.errors.ConnectionClosedError
         self._transport.write(b"".join(frames))
         await self._transport.drain()  # type: ignore[no-untyped-call]  # nats-py's transports have no types
+        await asyncio.sleep(0)  # uvloop's transport writes when its loop comes round
 
     def wake_windows(self) -> None:
         """Tell everybody who waits that the connection is lost."""

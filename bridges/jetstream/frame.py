@@ -54,7 +54,7 @@ class Framer:
             return start
         subject, constant = start
         given_id, _, payload, key, _, more, created_at = message
-        message_id = str(given_id)
+        message_id = envelope.text_of(given_id)
         text = f"{constant}{extra}Nats-Msg-Id: {message_id}"
         if more and (copy := envelope.copy_of(message)):
             text += _quoted(copy)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import nats.errors
 
 from bridges.jetstream.atomic import AtomicBatches
+from bridges.jetstream.client import CHUNK
 from bridges.jetstream.frame import Framer
 from bridges.ordering import Blocked, parted, waves
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
@@ -117,18 +118,22 @@ class JetStreamSink:
         window = client.window(len(wave))
         sent: list[int] = []
         try:
-            make, frames, max_payload = self._framer.frame, window.frames, client.max_payload
-            for index in wave:
-                message = messages[index]
-                if message in blocked:
-                    continue
-                frame = make(message, window.reply(len(frames)), max_payload)
-                if isinstance(frame, Rejected):
-                    outcomes[index] = blocked.note(message, frame)
-                else:
-                    frames.append(frame)
-                    sent.append(index)
+            make, max_payload, size = self._framer.frame, client.max_payload, 0
             async with asyncio.timeout_at(call.deadline):
+                for index in wave:
+                    message = messages[index]
+                    if message in blocked:
+                        continue
+                    frame = make(message, window.reply(len(sent)), max_payload)
+                    if isinstance(frame, Rejected):
+                        outcomes[index] = blocked.note(message, frame)
+                        continue
+                    sent.append(index)
+                    window.frames.append(frame)
+                    size += len(frame)
+                    if size >= CHUNK:
+                        await window.send()
+                        size = 0
                 await window.send()
             await window.all_acknowledged(call.deadline)
         finally:

@@ -13,6 +13,7 @@ from uuid import UUID
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
 from bridges.jetstream import JetStream, JetStreamSink, JetStreamSource
+from bridges.jetstream.client import CHUNK
 from bridges.jetstream.frame import Framer
 from bridges.message import Message, uuid7
 from bridges.ports import BEHIND, PUBLISHED, Published, Reason, Rejected, Released
@@ -42,6 +43,21 @@ async def test_a_hot_key_gets_as_far_as_its_time_allows_and_is_no_outage(stream:
         assert 0 < done < len(messages)
         assert outcomes == [PUBLISHED] * done + [BEHIND] * (len(messages) - done)
         assert isinstance((await sink.publish(messages[done : done + 1]))[0], Published)
+
+
+async def test_a_wave_that_is_written_in_several_parts_has_an_outcome_for_each_message(stream: Stream) -> None:
+    """Acknowledgements come while the rest is written; what is refused takes no place on the wire."""
+    large = CHUNK // 5 * 2
+    messages = [Message(uuid7(), "t", b"x" * large, str(number)) for number in range(40)]
+    async with JetStream([stream.url]) as connection:
+        limit = (await connection.client()).max_payload
+        for place in (7, 20, 39):
+            messages[place] = messages[place]._replace(payload=bytes(limit + 1))
+        sink = JetStreamSink(connection, stream=stream.name, subject=stream.subject)
+        outcomes = await sink.publish(messages)
+        assert [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Rejected)] == [7, 20, 39]
+        assert outcomes.count(PUBLISHED) == 37
+        assert (await (await connection.client()).jsm().stream_info(stream.name)).state.messages == 37
 
 
 async def test_a_durable_whose_handlers_have_changed_gets_the_new_subjects(stream: Stream) -> None:
