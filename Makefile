@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check faults format pins clean
+.PHONY: setup demo test check faults bench format pins clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -27,6 +27,13 @@ test: $(READY)
 # make faults SECONDS=600 SINK=kafka SEED=7: a mixture on each sink, or on one, and a table of what came of it in .faults.
 faults: $(READY)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINK),--sink $(SINK)) $(FAULTS)
+
+	$(if $(README),$(BIN)/python -m tests.tables faults .faults/faults.md)
+
+# make bench IDS="B1 B4": each claim about speed beside its limit, and a table of what came of it in .bench; README=1 puts it there.
+bench: $(READY)
+	$(BIN)/outboxd bench $(IDS) --to .bench
+	$(if $(README),$(BIN)/python -m tests.tables bench .bench/bench.md)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

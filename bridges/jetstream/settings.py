@@ -37,6 +37,11 @@ async def delete_stream(connection: JetStream, stream: str) -> None:
     await (await connection.client()).jsm().delete_stream(stream)
 
 
+async def stored(connection: JetStream, stream: str) -> int:
+    """Return how many messages a stream holds."""
+    return (await (await connection.client()).jsm().stream_info(stream)).state.messages
+
+
 async def problems(connection: JetStream, stream: str, subjects: Sequence[str]) -> list[str]:
     """Return what keeps the stream from keeping what it acknowledges; nothing if all is well. Does not raise for trouble.
 

@@ -7,6 +7,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
@@ -30,6 +31,18 @@ async def make_topic(connection: Kafka, topic: str, *, partitions: int) -> None:
         await admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])
     finally:
         await admin.close()
+
+
+async def stored(connection: Kafka, topic: str) -> int:
+    """Return how many messages a topic has taken, where no producer uses transactions: its partitions' end offsets, all together."""
+    consumer = AIOKafkaConsumer(topic, **connection.client_settings())
+    prepare(consumer._client, connection._security)
+    await consumer.start()
+    try:
+        partitions = consumer.partitions_for_topic(topic) or ()
+        return sum((await consumer.end_offsets([TopicPartition(topic, partition) for partition in partitions])).values())
+    finally:
+        await consumer.stop()
 
 
 async def problems(connection: Kafka, topics: Sequence[str]) -> list[str]:

@@ -173,6 +173,21 @@ def demo(
 
 
 @app.command()
+def bench(
+    ids: Annotated[list[str] | None, typer.Argument(help="Benchmarks, such as B1 B4; all of them if left out.")] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs of each comparison, after one to warm up; five at least for a figure to quote.")
+    ] = 5,
+    scale: Annotated[float, typer.Option(min=0.001, max=1, help="Multiplies counts and durations, for a try.")] = 1.0,
+    to: Annotated[Path | None, typer.Option(help="A folder for bench.md, bench.json and bench.png.")] = None,
+) -> None:
+    """Measure what is claimed about speed, each beside what limits it or a peer, on private engines."""
+    from outbox.bench.run import Options, run_bench
+
+    run_bench(Options(ids=ids or [], pairs=pairs, scale=scale, to=to), typer.echo)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(f"outboxd {installed_version('outboxd')}")

@@ -15,6 +15,7 @@ import pytest
 
 from outbox.daemon.config import load
 from tests.engines.command import configured
+from tests.tables import put
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -22,14 +23,14 @@ README = (ROOT / "README.md").read_text()
 
 def house(module: str) -> str:
     """Return the box of the diagram that a module is in."""
-    return next((box for box in ("outbox.daemon", "outbox.demo") if module.startswith(box)), module.partition(".")[0])
+    return next((box for box in ("outbox.daemon", "outbox.demo", "outbox.bench") if module.startswith(box)), module.partition(".")[0])
 
 
 def test_the_diagram_is_the_import_graph() -> None:
     diagram = re.search(r"```mermaid\n(.*?)```", README, re.DOTALL)
     assert diagram
     arrows = re.findall(r"^\s*(\w+)(?:\[.*?\])? --> (\w+)", diagram[1], re.MULTILINE)
-    names = {"daemon": "outbox.daemon", "demo": "outbox.demo"}
+    names = {"daemon": "outbox.daemon", "demo": "outbox.demo", "bench": "outbox.bench"}
     drawn = {(names.get(one, one), names.get(other, other)) for one, other in arrows}
     graph = grimp.build_graph("bridges", "outbox", "dedupe", "migrations", include_external_packages=False, cache_dir=None)
     imports = {
@@ -84,3 +85,11 @@ def test_its_examples_import_what_there_is(example: str) -> None:
     for node in imports:
         for name in node.names:
             assert hasattr(importlib.import_module(node.module or ""), name.name), name.name
+
+
+def test_a_generated_table_goes_between_its_marks_and_nowhere_else() -> None:
+    assert put("a\n<!-- x -->\nold\n<!-- /x -->\nb", "x", "| \\1 |\n") == "a\n<!-- x -->\n| \\1 |\n<!-- /x -->\nb"
+    assert put("<!-- x -->\n<!-- /x -->", "x", "new") == "<!-- x -->\nnew\n<!-- /x -->"
+    for text in ("a", "<!-- x -->\n<!-- /x -->" * 2):
+        with pytest.raises(ValueError, match="and not once"):
+            put(text, "x", "new")

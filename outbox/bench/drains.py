@@ -1,0 +1,218 @@
+"""How fast waiting rows are drained: B1, B4, B5 and B9."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from bridges.bridge import Bridge
+from bridges.message import Message, uuid7
+from bridges.ports import PUBLISHED, Outcome, Published, Sink
+from outbox.bench.daemons import daemon
+from outbox.bench.harness import Unequal, check_equal
+from outbox.bench.stage import FILL, PAYLOAD, fill, until
+from outbox.source import OutboxSource
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from outbox.bench.stage import Stage
+
+BATCH: Final = 1000
+"""Messages in a call of a sink, as in the daemon."""
+_IN_FLIGHT: Final = 2
+"""Calls at once, as in the daemon."""
+
+
+class Accepting:
+    """A Sink that takes everything at once: what is left is the Postgres side."""
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        """Publish nothing."""
+        return [PUBLISHED] * len(messages)
+
+
+class Counting:
+    """A Sink around a Sink that says when enough was published."""
+
+    def __init__(self, sink: Sink, enough: int) -> None:
+        self._sink = sink
+        self._left = enough
+        self.done = asyncio.Event()
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        """Publish, and count."""
+        outcomes = await self._sink.publish(messages)
+        self._left -= sum(isinstance(outcome, Published) for outcome in outcomes)
+        if self._left <= 0:
+            self.done.set()
+        return outcomes
+
+
+@asynccontextmanager
+async def stream(stage: Stage, *, allow_atomic: bool = False) -> AsyncIterator[tuple[Sink, Callable[[], Awaitable[int]]]]:
+    """Make a JetStream stream, yield its sink and what says how many messages are stored, and delete it."""
+    from bridges.jetstream import JetStream, JetStreamSink
+    from bridges.jetstream.settings import delete_stream, make_stream, stored
+
+    async with JetStream(stage.nats.servers) as connection:
+        await make_stream(connection, "BENCH", ["bench.>"], allow_atomic=allow_atomic)
+        try:
+            yield JetStreamSink(connection, stream="BENCH", timeout=30.0), partial(stored, connection, "BENCH")
+        finally:
+            await delete_stream(connection, "BENCH")
+
+
+@asynccontextmanager
+async def topic(stage: Stage) -> AsyncIterator[tuple[Sink, Callable[[], Awaitable[int]]]]:
+    """Make a Kafka topic of four partitions, and yield its sink and what says how many messages are stored."""
+    from bridges.kafka import Kafka, KafkaSink
+    from bridges.kafka.settings import make_topic, stored
+
+    async with AsyncExitStack() as stack:
+        connection = Kafka(stage.kafka.servers)
+        stack.push_async_callback(connection.close)
+        name = f"bench-{secrets.token_hex(4)}"
+        await make_topic(connection, name, partitions=4)
+        yield KafkaSink(connection, topic=name, timeout=30.0), partial(stored, connection, name)
+
+
+BROKERS: Final = {"nats": stream, "kafka": topic}
+
+
+async def drain(dsn: str, sink: Sink, rows: int) -> float:
+    """Pump so many rows into a sink, and return rows a second."""
+    counting = Counting(sink, rows)
+    async with OutboxSource(dsn, claims=_IN_FLIGHT) as source:
+        bridge = Bridge(source, counting, batch=BATCH, claims=_IN_FLIGHT)
+        began = time.perf_counter()
+        running = asyncio.create_task(bridge.run())
+        await counting.done.wait()
+        seconds = time.perf_counter() - began
+        bridge.stop()
+        await running
+    return rows / seconds
+
+
+async def from_memory(sink: Sink, rows: int) -> float:
+    """Publish as many messages of the same kind from memory, as many calls at a time, and return messages a second."""
+    now = datetime.now(UTC)
+    batches = [
+        [Message(uuid7(), "bench.rows", b"x" * PAYLOAD, created_at=now) for _ in range(min(BATCH, rows - start))]
+        for start in range(0, rows, BATCH)
+    ]
+    waiting = iter(batches)
+
+    async def publish() -> None:
+        for batch in waiting:
+            outcomes = await sink.publish(batch)
+            check_equal(sum(isinstance(outcome, Published) for outcome in outcomes), len(batch), "from memory")
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(_IN_FLIGHT):
+            group.create_task(publish())
+    return rows / (time.perf_counter() - began)
+
+
+async def beside_memory(stage: Stage, side: str, *, broker: str) -> Mapping[str, float]:
+    """B1: what the pump publishes, and what the same sink publishes from memory with the same acknowledgements."""
+    rows = stage.rows(200_000)
+    async with BROKERS[broker](stage) as (sink, stored):
+        if side == "memory":
+            rate = await from_memory(sink, rows)
+        else:
+            async with stage.database() as dsn:
+                await fill(dsn, rows)
+                rate = await drain(dsn, sink, rows)
+        check_equal(await stored(), rows, broker)
+    return {"rate": rate}
+
+
+async def by_backlog(stage: Stage, side: str) -> Mapping[str, float]:
+    """B4: the same number of rows drained from a long queue and from short ones."""
+    rows, short = stage.rows(1_000_000), stage.rows(10_000)
+    async with stage.database() as dsn:
+        if side == "long":
+            await fill(dsn, rows)
+            return {"rate": await drain(dsn, Accepting(), rows)}
+        seconds = 0.0
+        turns = max(1, rows // short // 5)
+        for _ in range(turns):
+            await fill(dsn, short)
+            seconds += short / await drain(dsn, Accepting(), short)
+    return {"rate": turns * short / seconds}
+
+
+async def behind_a_snapshot(stage: Stage, side: str) -> Mapping[str, float]:
+    """B5: rows drained while a session holds a snapshot from before, and without one."""
+    rows = stage.rows(200_000)
+    async with stage.database() as dsn, pinned(dsn if side == "pinned" else None):
+        await fill(dsn, rows)
+        return {"rate": await drain(dsn, Accepting(), rows)}
+
+
+@asynccontextmanager
+async def pinned(dsn: str | None) -> AsyncIterator[None]:
+    """Have a session hold a snapshot, so that nothing that is deleted from now on can be cleared away; none without a dsn."""
+    if dsn is None:
+        yield
+        return
+    async with await psycopg.AsyncConnection.connect(dsn) as session:
+        await session.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await session.execute("SELECT count(*) FROM outbox.messages")
+        yield
+
+
+# The keys of an ordinary shop: the k-th most frequent has a k-th of the messages of the first (Zipf's law with an exponent of 1).
+_ZIPF: Final = "'k' || floor(exp(random() * ln(10000)))::int"
+
+
+async def by_pumps(stage: Stage, side: str) -> Mapping[str, float]:
+    """B9: one queue of skewed keys, drained by three daemons or by one; and the order of each key in the stream."""
+    rows, pumps = stage.rows(100_000), 3 if side == "three" else 1
+    async with stage.database() as dsn, stream(stage, allow_atomic=True) as (_, stored), AsyncExitStack() as stack:
+        for number in range(pumps):
+            await stack.enter_async_context(daemon(stage, dsn, f"pump-{number}"))
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            await connection.execute(FILL.format(key=_ZIPF, size=PAYLOAD), (rows,))
+            began = time.perf_counter()
+            await connection.commit()
+
+        async def all_stored() -> bool:
+            return await stored() >= rows
+
+        await until(all_stored, within=600, what="the queue to be drained")
+        seconds = time.perf_counter() - began
+        check_equal(await stored(), rows, "nats")
+        await _check_order(stage, rows)
+    return {"rate": rows / seconds}
+
+
+async def _check_order(stage: Stage, rows: int) -> None:
+    """Read the stream and raise `Unequal` if a key's messages are not in the order in which they were put."""
+    from bridges.jetstream import JetStream, JetStreamSource
+
+    last: dict[str | None, int] = {}
+    seen = 0
+    async with JetStream(stage.nats.servers) as connection:
+        source = JetStreamSource(connection, stream="BENCH", durable="auditor")
+        try:
+            while seen < rows:
+                async with source.claim(BATCH) as batch:
+                    for message in batch.messages:
+                        place = int(message.payload)
+                        if place <= last.get(message.key, 0):
+                            raise Unequal(f"key {message.key!r}: {place} comes after {last[message.key]}")
+                        last[message.key] = place
+                    seen += len(batch.messages)
+                    await batch.settle([PUBLISHED] * len(batch.messages))
+        finally:
+            await source.close()

@@ -1,0 +1,136 @@
+"""How two sides are compared: in pairs, in turns, the first pair thrown away, and the median of the ratios judged."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from bridges.errors import OutboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+    from outbox.bench.stage import Stage
+
+Measure: TypeAlias = "Callable[[Stage, str], Awaitable[Mapping[str, float]]]"
+"""Measures one side, named by its place in `Comparison.sides`, and returns a value for each figure."""
+
+
+class Unequal(OutboxError):
+    """What arrived is not what was sent: there is no speed to speak of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure must reach: at least, or at most, so much."""
+
+    value: float
+    least: bool = True
+
+    def met_by(self, value: float) -> bool:
+        """Say whether a value reaches it."""
+        return value >= self.value if self.least else value <= self.value
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.least else '≤'} {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two sides, or one whose values are judged as they are.
+
+    Attributes:
+        id: of the benchmark that it is part of, such as ``B1``.
+        name: what is compared.
+        sides: what is claimed, and what it is measured against.
+        unit: of both sides' values.
+        targets: of the ratio of the first side to the second, for each figure; with one side, of its value.
+        measure: measures one side once.
+        needs: names of the engines beside Postgres.
+    """
+
+    id: str
+    name: str
+    sides: tuple[str, ...]
+    unit: str
+    targets: Mapping[str, Target]
+    measure: Measure
+    needs: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one figure of a comparison.
+
+    Attributes:
+        comparison: which.
+        figure: which of its figures.
+        values: of each side, in the order of the pairs.
+    """
+
+    comparison: Comparison
+    figure: str
+    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def ratios(self) -> Sequence[float]:
+        """The first side over the second, pair by pair; with one side, its values."""
+        first, *second = (self.values[side] for side in self.comparison.sides)
+        return [a / b for a, b in zip(first, second[0], strict=True)] if second else first
+
+    @property
+    def median(self) -> float:
+        """What is judged."""
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The lowest and the highest ratio."""
+        return min(self.ratios), max(self.ratios)
+
+    @property
+    def target(self) -> Target:
+        """What it must reach."""
+        return self.comparison.targets[self.figure]
+
+    @property
+    def met(self) -> bool:
+        """Whether it does."""
+        return self.target.met_by(self.median)
+
+
+async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callable[[str], object]) -> list[Result]:
+    """Measure pair after pair and return a result for each figure. Raises `Unequal`, or an engine's error.
+
+    Args:
+        stage: the engines.
+        comparison: what to measure.
+        pairs: that count; one more is measured before them, while caches fill.
+        say: is told each pair.
+    """
+    kept: list[dict[str, Mapping[str, float]]] = []
+    for pair in range(pairs + 1):
+        readings: dict[str, Mapping[str, float]] = {}
+        for side in comparison.sides if pair % 2 else reversed(comparison.sides):
+            readings[side] = await comparison.measure(stage, side)
+        say(f"  {'warm-up' if pair == 0 else pair}: {', '.join(_told(comparison, readings))}")
+        if pair:
+            kept.append(readings)
+    return [
+        Result(comparison, figure, {side: [readings[side][figure] for readings in kept] for side in comparison.sides})
+        for figure in comparison.targets
+    ]
+
+
+def check_equal(stored: int, sent: int, where: str) -> None:
+    """Raise `Unequal` unless as much arrived as was sent."""
+    if stored != sent:
+        msg = f"{where}: {sent:,} were sent and {stored:,} are there"
+        raise Unequal(msg)
+
+
+def _told(comparison: Comparison, readings: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    for figure in comparison.targets:
+        sides = " to ".join(f"{readings[side][figure]:,.4g}" for side in comparison.sides)
+        yield f"{figure} {sides} {comparison.unit}"
