@@ -26,6 +26,15 @@ COMPARISONS: Final = (
         for engine, name in (("nats", "JetStream"), ("kafka", "Kafka"))
     ),
     Comparison(
+        "B1",
+        "the pump to JetStream with --processes 2, beside the same client from memory",
+        ("pump", "memory"),
+        "messages/s",
+        {"rate": Target(0.7)},
+        drains.in_processes,
+        ("nats",),
+    ),
+    Comparison(
         "B2",
         "the pump to JetStream, beside faststream-outbox",
         ("outboxd", "peer"),

@@ -34,14 +34,14 @@ listen = "127.0.0.1:{port}"
 
 
 @asynccontextmanager
-async def daemon(stage: Stage, dsn: str, name: str) -> AsyncIterator[int]:
+async def daemon(stage: Stage, dsn: str, name: str, *, processes: int = 1) -> AsyncIterator[int]:
     """Run a daemon that pumps to the stream ``BENCH``; yield its process id when it is ready, and stop it."""
     port = free_port()
     file, log = stage.folder / f"{name}.toml", stage.folder / f"{name}.log"
     file.write_text(_CONFIGURATION.format(servers=stage.nats.servers, port=port))
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time to begin
-            [sys.executable, "-m", "outbox.daemon", "run", "-c", str(file)],
+            [sys.executable, "-m", "outbox.daemon", "run", "-c", str(file), "--processes", str(processes)],
             env={**os.environ, "OUTBOXD_POSTGRES__DSN": dsn},
             stdout=output,
             stderr=output,
@@ -51,10 +51,11 @@ async def daemon(stage: Stage, dsn: str, name: str) -> AsyncIterator[int]:
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended: {log.read_text(errors='replace')[-1000:]}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
+            for place in range(processes):
+                urllib.request.urlopen(f"http://127.0.0.1:{port + place}/readyz", timeout=1).close()
+        except OSError:  # 503 is one
             return False
+        return True
 
     async def is_ready() -> bool:
         return await asyncio.to_thread(ready)

@@ -136,6 +136,19 @@ async def beside_memory(stage: Stage, side: str, *, broker: str) -> Mapping[str,
     return {"rate": rate}
 
 
+async def in_processes(stage: Stage, side: str) -> Mapping[str, float]:
+    """B1, with a pump of two processes: each has a core, as far as there are any."""
+    rows = stage.rows(200_000)
+    async with stream(stage) as (sink, stored):
+        if side == "memory":
+            rate = await from_memory(sink, rows)
+        else:
+            async with stage.database() as dsn, daemon(stage, dsn, "pumps", processes=2):
+                rate = await _put_and_drained(dsn, rows, "NULL", stored)
+        check_equal(await stored(), rows, "nats")
+    return {"rate": rate}
+
+
 async def by_backlog(stage: Stage, side: str) -> Mapping[str, float]:
     """B4: the same number of rows drained from a long queue and from short ones."""
     rows, short = stage.rows(1_000_000), stage.rows(10_000)
@@ -178,22 +191,28 @@ _ZIPF: Final = "'k' || floor(exp(random() * ln(10000)))::int"
 async def by_pumps(stage: Stage, side: str) -> Mapping[str, float]:
     """B9: one queue of skewed keys, drained by three daemons or by one; and the order of each key in the stream."""
     rows, pumps = stage.rows(100_000), 3 if side == "three" else 1
-    async with stage.database() as dsn, stream(stage, allow_atomic=True) as (_, stored), AsyncExitStack() as stack:
-        for number in range(pumps):
-            await stack.enter_async_context(daemon(stage, dsn, f"pump-{number}"))
-        async with await psycopg.AsyncConnection.connect(dsn) as connection:
-            await connection.execute(FILL.format(key=_ZIPF, size=PAYLOAD), (rows,))
-            began = time.perf_counter()
-            await connection.commit()
-
-        async def all_stored() -> bool:
-            return await stored() >= rows
-
-        await until(all_stored, within=600, what="the queue to be drained")
-        seconds = time.perf_counter() - began
+    async with stage.database() as dsn, stream(stage, allow_atomic=True) as (_, stored):
+        async with AsyncExitStack() as stack:
+            for number in range(pumps):
+                await stack.enter_async_context(daemon(stage, dsn, f"pump-{number}"))
+            rate = await _put_and_drained(dsn, rows, _ZIPF, stored)
         check_equal(await stored(), rows, "nats")
         await _check_order(stage, rows)
-    return {"rate": rows / seconds}
+    return {"rate": rate}
+
+
+async def _put_and_drained(dsn: str, rows: int, key: str, stored: Callable[[], Awaitable[int]]) -> float:
+    """Put rows in one transaction, and return how many a second daemons that were waiting for them have stored after its commit."""
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        await connection.execute(FILL.format(key=key, size=PAYLOAD), (rows,))
+        began = time.perf_counter()
+        await connection.commit()
+
+    async def all_stored() -> bool:
+        return await stored() >= rows
+
+    await until(all_stored, within=600, what="the queue to be drained")
+    return rows / (time.perf_counter() - began)
 
 
 async def _check_order(stage: Stage, rows: int) -> None:

@@ -33,11 +33,19 @@ Dsn = Annotated[str | None, typer.Option(envvar="OUTBOXD_POSTGRES__DSN", help="A
 
 
 @app.command()
-def run(config: ConfigFile = None) -> None:
+def run(
+    config: ConfigFile = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Daemons side by side; each listens on the port after the last one's.")] = 1,
+) -> None:
     """Run the daemon: pump the routes, run the consumers, serve metrics and probes."""
+    settings = load(config)
+    if processes > 1:
+        from outbox.daemon import processes as several
+
+        raise typer.Exit(several.run(settings, config, processes))
     from outbox.daemon import app as daemon
 
-    raise typer.Exit(daemon.run(load(config)))
+    raise typer.Exit(daemon.run(settings))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from tests.engines.deadline import eventually
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 class Daemon:
     """``outboxd run`` with a configuration, in a process of its own."""
 
-    def __init__(self, folder: Path, configuration: str, dsn: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, configuration: str, dsn: str, *, options: Sequence[str] = (), port: int | None = None) -> None:
+        self.port = port or free_port()
+        self._options = options
         self.log = folder / f"daemon-{self.port}.log"
         self.file = folder / f"daemon-{self.port}.toml"
         self.file.write_text(configuration + f'\n[http]\nlisten = "127.0.0.1:{self.port}"\nstall_after = 5\nmeasure_every = 0.2\n')
@@ -31,7 +33,7 @@ class Daemon:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [*COMMAND, "run", "-c", str(self.file)]
+            command = [*COMMAND, "run", "-c", str(self.file), *self._options]
             self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
 
     async def ended(self, within: float = 30.0) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from bridges.backoff import Backoff
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected, Retry
 from migrations.runner import max_payload_statement
-from outbox import Draft, Outbox
+from outbox import Draft, Outbox, sql
 from outbox.deadletters import Selection, drop, requeue
 from outbox.rows import Policy
 from outbox.source import OutboxSource
@@ -145,23 +145,21 @@ async def test_a_claim_sees_what_the_last_owner_of_its_lane_committed(
     Were the second's snapshot older than its lock, it would see the followers without the hold, and send them ahead of their head.
     """
     await put(database, *series("k", range(3)))
+    looks_and_waits = ', (SELECT count(*) FROM :"schema".holds), pg_advisory_xact_lock(4711)'
+
+    async def begun() -> bool:
+        cursor = await connection.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE objid = 4711 AND NOT granted)")
+        return await cursor.fetchone() == (True,)
+
     async with OutboxSource(database) as first, OutboxSource(database) as second:
-        begun, settled = asyncio.Event(), asyncio.Event()
-        begin = second._begin
-
-        async def begin_and_wait(connection: psycopg.AsyncConnection[Any]) -> None:
-            await begin(connection)
-            await connection.execute("SELECT count(*) FROM outbox.holds")
-            begun.set()
-            await settled.wait()
-
-        monkeypatch.setattr(second, "_begin", begin_and_wait)
         async with first.claim(1) as batch:
+            await connection.execute("SELECT pg_advisory_lock(4711)")
+            monkeypatch.setattr(sql, "CONFIGURE_CLAIM", sql.CONFIGURE_CLAIM + looks_and_waits)
             claim = second.claim(10)
             claiming = asyncio.create_task(claim.__aenter__())
-            await begun.wait()
+            await eventually(begun)
             await batch.settle([Retry(Reason.REFUSED, "no", after=1000.0)])
-        settled.set()
+        await connection.execute("SELECT pg_advisory_unlock(4711)")
         assert (await claiming).messages == [], "they wait behind their head"
         await claim.__aexit__(None, None, None)
     assert await count(connection, "held") == 3
