@@ -24,11 +24,12 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-# make faults SECONDS=600 SINK=kafka SEED=7: a mixture on each sink, or on one, and a table of what came of it in .faults.
+# make faults SECONDS=600 SINK=kafka SEED=7: a mixture on each sink, or on one, and a table of what came of it in .faults; README=1 puts it
+# into the README.
 faults: $(READY)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINK),--sink $(SINK)) $(FAULTS)
 
-	$(if $(README),$(BIN)/python -m tests.tables faults .faults/faults.md)
+	$(if $(README),$(BIN)/python -m tests.faults.report .faults/faults.json > .faults/matrix.md && $(BIN)/python -m tests.tables faults .faults/matrix.md)
 
 # make bench IDS="B1 B4": each claim about speed beside its limit, and a table of what came of it in .bench; README=1 puts it there.
 bench: $(READY)

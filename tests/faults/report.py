@@ -1,18 +1,25 @@
-"""The table of a suite's runs: for people, as Markdown, and as JSON."""
+"""The table of a suite's runs: for people, as Markdown, and as JSON.
+
+python -m tests.faults.report .faults/faults.json [...]  # one table of all sinks, from one report or several, for the README
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from tests.faults.history import History
     from tests.faults.invariants import Violation
+
+
+KEPT = "kept"
 
 
 class Line(NamedTuple):
@@ -47,7 +54,7 @@ def lines(runs: Sequence[tuple[History, Sequence[Violation]]]) -> Iterator[Line]
             sum(len(history.puts) for history, _ in those),
             sum(duplicates(history) for history, _ in those),
             statistics.median(seconds) if seconds else None,
-            ", ".join(found) or "kept",
+            ", ".join(found) or KEPT,
         )
 
 
@@ -77,6 +84,42 @@ def write(table: Sequence[Line], about: Mapping[str, str], folder: Path) -> None
     (folder / "faults.json").write_text(json.dumps({"about": dict(about), "lines": [line._asdict() for line in table]}, indent=2) + "\n")
 
 
+def as_matrix(reports: Sequence[tuple[Mapping[str, str], Sequence[Line]]]) -> str:
+    """Return one table of several reports: a row for each fault, and for each sink how often it was done and what recovery took."""
+    table = [line for _, lines_ in reports for line in lines_]
+    sinks = sorted({line.sink for line in table})
+    by_place = {(line.fault, line.sink): line for line in table}
+    rows: list[Sequence[str]] = [("fault", *sinks), ("---",) * (len(sinks) + 1)]
+    rows += [(fault, *(_cell(by_place.get((fault, sink))) for sink in sinks)) for fault in sorted({line.fault for line in table})]
+    sums = []
+    for sink in sinks:
+        of_sink = [line for line in table if line.sink == sink]
+        broken = sorted({line.verdict for line in of_sink} - {KEPT})
+        sums.append(
+            f"{sink}: {sum(line.runs for line in of_sink):,} faults among {max(line.messages for line in of_sink):,} messages, "
+            f"{max(line.duplicates for line in of_sink):,} duplicates, {', '.join(broken) or 'every promise kept'}"
+        )
+    facts = "; ".join(f"{name} {value}" for name, value in reports[0][0].items())
+    return "\n".join([f"{facts}.", "", *(f"- {each}" for each in sums), "", *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _cell(line: Line | None) -> str:
+    if line is None:
+        return ""
+    recovery = "" if line.recovery is None else f", {line.recovery:.1f} s"
+    return f"{line.runs}{recovery}{'' if line.verdict == KEPT else f', {line.verdict}'}"
+
+
+def read(file: Path) -> tuple[dict[str, str], list[Line]]:
+    """Return what a ``faults.json`` says, and what it was measured on."""
+    report = json.loads(file.read_text())
+    return report["about"], [Line(**line) for line in report["lines"]]
+
+
 def _cells(line: Line) -> tuple[str, ...]:
     recovery = "" if line.recovery is None else f"{line.recovery:.1f}"
     return (line.fault, line.sink, str(line.runs), f"{line.messages:,}", f"{line.duplicates:,}", recovery, line.verdict)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_matrix([read(Path(file)) for file in sys.argv[1:]]))
