@@ -35,13 +35,18 @@ class KeptLog:
     progress: Progress | None
 
     async def append(self, messages: Sequence[Message], its: Stamps = PLAIN) -> int:
-        """Store messages and return the first one's offset; before it, where each durable subscription that is new begins.
+        """Store messages and return the first one's offset, once it is saved where each durable subscription that is new begins.
 
-        Or what was answered for would be behind nobody's beginning after a kill. Raises as the log does, and `LogFailed`.
+        Or what was answered for would be behind nobody's beginning after a kill. Raises as the log does, and `LogFailed`: of a name
+        that began meanwhile, when they are stored.
         """
-        if self.progress is not None and self.progress.unsaved:
-            await self.progress.begun()
-        return await self.log.append(messages, time.time(), its)
+        progress = self.progress
+        if progress is not None and progress.unsaved:
+            await progress.begun()
+        first = await self.log.append(messages, time.time(), its)
+        if progress is not None and progress.unsaved:  # one that began while they were under way begins in front of them
+            await progress.begun()
+        return first
 
     def cursor(self, name: str) -> Cursor:
         """Return how far the durable subscription of this name has come in this log. Raises `ConfigurationError`."""
