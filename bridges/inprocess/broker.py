@@ -17,7 +17,7 @@ from bridges.inprocess.request import Replies, answer_to
 from bridges.inprocess.routes import Routes
 from bridges.inprocess.settings import RETRY, Drop, Policy, PolicyName, Settings
 from bridges.inprocess.stamps import PLAIN, stamps
-from bridges.inprocess.stats import Figures, figures_of
+from bridges.inprocess.stats import Figures, ended_figures, figures_of
 from bridges.inprocess.subscription import Subscription
 from bridges.inprocess.timers import Timers
 from bridges.topics import Pattern
@@ -255,6 +255,7 @@ class Broker:
             topics=self._routes.counts.figures(),
             subscriptions={box.name: figures_of(box) for box in self._members.boxes()},
             scheduled=self._dispatch.scheduled,
+            ended=ended_figures(self._members.ended),
             dead_letters=len(self.dead_letters),
             dead_letters_overflowed=self.dead_letters.overflowed,
         )

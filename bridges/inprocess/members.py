@@ -12,6 +12,7 @@ from bridges.inprocess.log import Place
 from bridges.inprocess.mailbox import Mailbox
 from bridges.inprocess.settings import Policy
 from bridges.inprocess.spill import Spill
+from bridges.inprocess.stats import Counts, add_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,11 @@ class _Party:
 
 
 class Members:
-    """The subscriptions of one broker."""
+    """The subscriptions of one broker.
+
+    Attributes:
+        ended: what those counted that have ended, and had only a name made for them: what is counted of them all must not go down.
+    """
 
     def __init__(self, house: House, routes: Routes, logs: KeptLogs) -> None:
         self._house = house
@@ -62,6 +67,7 @@ class Members:
         self._parties: dict[str, _Party] = {}
         self._groups: dict[str, _Party] = {}
         self._numbers = count(2)
+        self.ended = Counts()
         self._closed = False
 
     def __len__(self) -> int:
@@ -95,11 +101,14 @@ class Members:
         party.members.discard(subscription)
         box.leave(subscription)
         if not party.members:
+            named = self.named(box.name)
             del self._parties[box.name]
             if party.terms.shared is not None:
                 del self._groups[party.terms.shared]
             self._routes.remove(party.terms.patterns, box)
             box.close()
+            if not named:
+                add_ended(box, self.ended)
 
     def close(self) -> None:
         """End every subscription."""
