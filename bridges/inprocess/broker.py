@@ -85,8 +85,8 @@ class Broker:
             durable: the name under which a log remembers what was acknowledged, over restarts; those who share it are a queue group.
             buffer: deliveries that may wait; the broker's default if None.
             policy: what happens to a message for which there is no room.
-            spill_to: the log for policy ``spill``; if None, the log that keeps all the topics.
-            on_drop: called with each message that is dropped, and why.
+            spill_to: the log for policy ``spill``, none that keeps topics; if None, the log that keeps all the topics.
+            on_drop: called with each message that is dropped, and why; not with what a spill's log has lost, which is counted alone.
             filter: called with each message; False keeps it out of the subscription.
             prefetch: how many deliveries this member may have unacknowledged.
             ack: ``loop``: ``async for`` acknowledges a delivery when it comes for the next, or leaves its scope without an error;
@@ -204,13 +204,14 @@ class Broker:
     def keep(self, pattern: str, log: Log, cursors: CursorStore | None = None) -> None:
         """Keep the topics of a pattern in a log from now on. The broker closes both in `aclose`.
 
-        Raises `InvalidPattern`, and `ConfigurationError` if another log keeps some of the topics.
+        Raises `InvalidPattern`, and `ConfigurationError` if another log keeps some of the topics, or a subscription spills to this one.
 
         Args:
             pattern: the topics; subscriptions that read the log may take a part of them.
             log: what keeps them.
             cursors: where durable subscriptions have come to.
         """
+        self._members.check_kept(log)
         self._logs.add(Pattern(pattern), log, cursors)
         self._routes.forget()
 

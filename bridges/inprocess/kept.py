@@ -99,6 +99,13 @@ class KeptLogs:
         for told in self._listeners:
             kept.listen(told)
 
+    def check_spill(self, spill_to: Log) -> None:
+        """Raise `ConfigurationError` if what a subscription is to spill to keeps topics: its readers would be given what is spilled."""
+        for kept in self._kept:
+            if kept.log is spill_to:
+                msg = f"spill_to: is the log that keeps {kept.pattern.text!r}, and would have what is spilled twice; give another, or None"
+                raise ConfigurationError(msg)
+
     def of(self, topic: str) -> KeptLog | None:
         """Return what keeps a topic."""
         return next((kept for kept in self._kept if kept.pattern.matches(topic)), None)

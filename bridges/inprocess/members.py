@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from bridges.inprocess.house import House
     from bridges.inprocess.kept import KeptLogs, Start
+    from bridges.inprocess.log import Log
     from bridges.inprocess.routes import Routes
     from bridges.inprocess.settings import Settings
     from bridges.inprocess.subscription import Subscription
@@ -117,6 +118,13 @@ class Members:
             for member in list(party.members):
                 member.unsubscribe()
 
+    def check_kept(self, log: Log) -> None:
+        """Raise `ConfigurationError` if a log that is to keep topics is one that a subscription spills to."""
+        for box in self.boxes():
+            if box.settings.spill_to is log:
+                msg = f"log: is what {box.name!r} spills to (spill_to), and would have what is spilled twice; give another"
+                raise ConfigurationError(msg)
+
     async def settled(self) -> None:
         """Wait until it is saved how far durable subscriptions have come."""
         await self._logs.settled()
@@ -136,6 +144,7 @@ class Members:
     def _attach_log(self, box: Mailbox, terms: Terms) -> None:
         settings = terms.settings
         if settings.spill_to is not None:
+            self._logs.check_spill(settings.spill_to)
             box.backlog = box.spill = Spill(settings.spill_to, box)
         elif terms.start is not None or terms.durable is not None or settings.policy == Policy.SPILL:
             setting = "start" if terms.start is not None else "durable" if terms.durable is not None else "policy: 'spill'"

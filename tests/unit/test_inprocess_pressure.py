@@ -190,6 +190,19 @@ def test_bad_settings_are_refused_with_the_text_and_the_position() -> None:
             broker.subscribe("a", **settings).begin()
 
 
+def test_a_log_that_keeps_topics_is_not_spilled_to() -> None:
+    """What is spilled would be in it twice, and its readers would be given it twice. Whichever of the two comes first."""
+    broker, kept, spill = Broker(), MemoryLog(), MemoryLog()
+    broker.keep("orders.>", kept)
+    for topics in ("orders.*", "users.*"):
+        with pytest.raises(ConfigurationError, match=r"spill_to: is the log that keeps 'orders\.>'"):
+            broker.subscribe(topics, policy="spill", spill_to=kept).begin()
+    assert broker.figures().subscriptions == {}
+    broker.subscribe("orders.*", policy="spill", spill_to=spill, name="spilling").begin()
+    with pytest.raises(ConfigurationError, match=r"log: is what 'spilling' spills to \(spill_to\)"):
+        broker.keep("users.>", spill)
+
+
 async def test_a_message_that_the_filter_keeps_out_does_not_wait_for_room() -> None:
     broker = Broker()
     dropped: list[Message] = []
