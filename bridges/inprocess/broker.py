@@ -81,7 +81,7 @@ class Broker:
         Args:
             patterns: topics, with ``*`` for one token and ``>`` for one or more at the end; all topics if there is none.
             name: what figures, dead letters and errors call it; the group or the patterns unless given.
-            group: the queue group to be a member of: each message goes to one member, and the buffer is the group's.
+            group: the queue group to be a member of: each message goes to one member, a key to one at a time; the buffer is the group's.
             durable: the name under which a log remembers what was acknowledged, over restarts; those who share it are a queue group.
             buffer: deliveries that may wait; the broker's default if None.
             policy: what happens to a message for which there is no room.
@@ -93,7 +93,7 @@ class Broker:
                 ``explicit``: only `Delivery.ack` does.
             ack_deadline: seconds after which what a reader has not ended is delivered again, as failed; None for never.
             retry: how long what failed waits, and after how many attempts it is a dead letter.
-            tenants: be fair between the tenants that the messages name.
+            tenants: be fair between the tenants that the messages name; a key that two of them share is not kept in order.
             start: read the log of the topics from here on; None: no log, or where the durable name has come to.
         """
         settings = Settings(
@@ -255,8 +255,8 @@ class Broker:
         return Figures(
             topics=self._routes.counts.figures(),
             subscriptions={box.name: figures_of(box) for box in self._members.boxes()},
-            scheduled=self._dispatch.scheduled,
             ended=ended_figures(self._members.ended),
+            scheduled=self._dispatch.scheduled,
             dead_letters=len(self.dead_letters),
             dead_letters_overflowed=self.dead_letters.overflowed,
         )
