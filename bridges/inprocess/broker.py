@@ -17,7 +17,7 @@ from bridges.inprocess.request import Replies, answer_to
 from bridges.inprocess.routes import Routes
 from bridges.inprocess.settings import RETRY, Drop, Policy, PolicyName, Settings
 from bridges.inprocess.stamps import PLAIN, stamps
-from bridges.inprocess.stats import Figures, figures_of
+from bridges.inprocess.stats import Figures, ended_figures, figures_of
 from bridges.inprocess.subscription import Subscription
 from bridges.inprocess.timers import Timers
 from bridges.topics import Pattern
@@ -81,19 +81,19 @@ class Broker:
         Args:
             patterns: topics, with ``*`` for one token and ``>`` for one or more at the end; all topics if there is none.
             name: what figures, dead letters and errors call it; the group or the patterns unless given.
-            group: the queue group to be a member of: each message goes to one member, and the buffer is the group's.
+            group: the queue group to be a member of: each message goes to one member, a key to one at a time; the buffer is the group's.
             durable: the name under which a log remembers what was acknowledged, over restarts; those who share it are a queue group.
             buffer: deliveries that may wait; the broker's default if None.
             policy: what happens to a message for which there is no room.
-            spill_to: the log for policy ``spill``; if None, the log that keeps all the topics.
-            on_drop: called with each message that is dropped, and why.
+            spill_to: the log for policy ``spill``, none that keeps topics; if None, the log that keeps all the topics.
+            on_drop: called with each message that is dropped, and why; not with what a spill's log has lost, which is counted alone.
             filter: called with each message; False keeps it out of the subscription.
             prefetch: how many deliveries this member may have unacknowledged.
             ack: ``loop``: ``async for`` acknowledges a delivery when it comes for the next, or leaves its scope without an error;
                 ``explicit``: only `Delivery.ack` does.
             ack_deadline: seconds after which what a reader has not ended is delivered again, as failed; None for never.
             retry: how long what failed waits, and after how many attempts it is a dead letter.
-            tenants: be fair between the tenants that the messages name.
+            tenants: be fair between the tenants that the messages name; a key that two of them share is not kept in order.
             start: read the log of the topics from here on; None: no log, or where the durable name has come to.
         """
         settings = Settings(
@@ -204,13 +204,14 @@ class Broker:
     def keep(self, pattern: str, log: Log, cursors: CursorStore | None = None) -> None:
         """Keep the topics of a pattern in a log from now on. The broker closes both in `aclose`.
 
-        Raises `InvalidPattern`, and `ConfigurationError` if another log keeps some of the topics.
+        Raises `InvalidPattern`, and `ConfigurationError` if another log keeps some of the topics, or a subscription spills to this one.
 
         Args:
             pattern: the topics; subscriptions that read the log may take a part of them.
             log: what keeps them.
             cursors: where durable subscriptions have come to.
         """
+        self._members.check_kept(log)
         self._logs.add(Pattern(pattern), log, cursors)
         self._routes.forget()
 
@@ -254,6 +255,7 @@ class Broker:
         return Figures(
             topics=self._routes.counts.figures(),
             subscriptions={box.name: figures_of(box) for box in self._members.boxes()},
+            ended=ended_figures(self._members.ended),
             scheduled=self._dispatch.scheduled,
             dead_letters=len(self.dead_letters),
             dead_letters_overflowed=self.dead_letters.overflowed,

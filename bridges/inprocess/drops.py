@@ -30,23 +30,27 @@ OUTCOMES: Final[dict[Drop, Outcome]] = {
 
 
 class Drops:
-    """The drops of one mailbox."""
+    """The drops of one mailbox.
+
+    Attributes:
+        counts: where they are counted.
+    """
 
     def __init__(self, name: str, counts: Counts, on_drop: Callable[[Message, Drop], None] | None) -> None:
         self._name = name
-        self._counts = counts
+        self.counts = counts
         self._on_drop = on_drop
 
     def count(self, message: Message, topic: Counts, why: Drop) -> None:
         """Count a message that is dropped and was never handed over, and tell."""
         topic.dropped += 1
-        self._counts.dropped += 1
+        self.counts.dropped += 1
         self.tell(message, why)
 
     def never_came(self, message: Message, topic: Counts, why: Drop) -> None:
         """Count a message that is dropped before there was a delivery of it, and tell."""
         topic.published += 1
-        self._counts.published += 1
+        self.counts.published += 1
         self.count(message, topic, why)
 
     def tell(self, message: Message, why: Drop) -> None:

@@ -35,13 +35,18 @@ class KeptLog:
     progress: Progress | None
 
     async def append(self, messages: Sequence[Message], its: Stamps = PLAIN) -> int:
-        """Store messages and return the first one's offset; before it, where each durable subscription that is new begins.
+        """Store messages and return the first one's offset, once it is saved where each durable subscription that is new begins.
 
-        Or what was answered for would be behind nobody's beginning after a kill. Raises as the log does, and `LogFailed`.
+        Or what was answered for would be behind nobody's beginning after a kill. Raises as the log does, and `LogFailed`: of a name
+        that began meanwhile, when they are stored.
         """
-        if self.progress is not None and self.progress.unsaved:
-            await self.progress.begun()
-        return await self.log.append(messages, time.time(), its)
+        progress = self.progress
+        if progress is not None and progress.unsaved:
+            await progress.begun()
+        first = await self.log.append(messages, time.time(), its)
+        if progress is not None and progress.unsaved:  # one that began while they were under way begins in front of them
+            await progress.begun()
+        return first
 
     def cursor(self, name: str) -> Cursor:
         """Return how far the durable subscription of this name has come in this log. Raises `ConfigurationError`."""
@@ -93,6 +98,13 @@ class KeptLogs:
         self._kept.append(KeptLog(pattern, kept, None if cursors is None else Progress(kept, cursors)))
         for told in self._listeners:
             kept.listen(told)
+
+    def check_spill(self, spill_to: Log) -> None:
+        """Raise `ConfigurationError` if what a subscription is to spill to keeps topics: its readers would be given what is spilled."""
+        for kept in self._kept:
+            if kept.log is spill_to:
+                msg = f"spill_to: is the log that keeps {kept.pattern.text!r}, and would have what is spilled twice; give another, or None"
+                raise ConfigurationError(msg)
 
     def of(self, topic: str) -> KeptLog | None:
         """Return what keeps a topic."""

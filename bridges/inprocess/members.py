@@ -12,12 +12,14 @@ from bridges.inprocess.log import Place
 from bridges.inprocess.mailbox import Mailbox
 from bridges.inprocess.settings import Policy
 from bridges.inprocess.spill import Spill
+from bridges.inprocess.stats import Counts, add_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bridges.inprocess.house import House
     from bridges.inprocess.kept import KeptLogs, Start
+    from bridges.inprocess.log import Log
     from bridges.inprocess.routes import Routes
     from bridges.inprocess.settings import Settings
     from bridges.inprocess.subscription import Subscription
@@ -53,7 +55,11 @@ class _Party:
 
 
 class Members:
-    """The subscriptions of one broker."""
+    """The subscriptions of one broker.
+
+    Attributes:
+        ended: what those counted that have ended, and had only a name made for them: what is counted of them all must not go down.
+    """
 
     def __init__(self, house: House, routes: Routes, logs: KeptLogs) -> None:
         self._house = house
@@ -62,6 +68,7 @@ class Members:
         self._parties: dict[str, _Party] = {}
         self._groups: dict[str, _Party] = {}
         self._numbers = count(2)
+        self.ended = Counts()
         self._closed = False
 
     def __len__(self) -> int:
@@ -95,11 +102,14 @@ class Members:
         party.members.discard(subscription)
         box.leave(subscription)
         if not party.members:
+            named = self.named(box.name)
             del self._parties[box.name]
             if party.terms.shared is not None:
                 del self._groups[party.terms.shared]
             self._routes.remove(party.terms.patterns, box)
             box.close()
+            if not named:
+                add_ended(box, self.ended)
 
     def close(self) -> None:
         """End every subscription."""
@@ -107,6 +117,13 @@ class Members:
         for party in list(self._parties.values()):
             for member in list(party.members):
                 member.unsubscribe()
+
+    def check_kept(self, log: Log) -> None:
+        """Raise `ConfigurationError` if a log that is to keep topics is one that a subscription spills to."""
+        for box in self.boxes():
+            if box.settings.spill_to is log:
+                msg = f"log: is what {box.name!r} spills to (spill_to), and would have what is spilled twice; give another"
+                raise ConfigurationError(msg)
 
     async def settled(self) -> None:
         """Wait until it is saved how far durable subscriptions have come."""
@@ -127,6 +144,7 @@ class Members:
     def _attach_log(self, box: Mailbox, terms: Terms) -> None:
         settings = terms.settings
         if settings.spill_to is not None:
+            self._logs.check_spill(settings.spill_to)
             box.backlog = box.spill = Spill(settings.spill_to, box)
         elif terms.start is not None or terms.durable is not None or settings.policy == Policy.SPILL:
             setting = "start" if terms.start is not None else "durable" if terms.durable is not None else "policy: 'spill'"

@@ -1,7 +1,7 @@
 """The figures of brokers as Prometheus metrics, read when they are scraped. The names are a public contract.
 
-Labels are bounded: by the names of brokers, and of subscriptions, those made without one together under ``""``. Topics are no labels; see
-`Broker.figures`.
+Labels are bounded: by the names of brokers, and of subscriptions, those made without one together under ``""``, with those of them
+that have ended. Topics are no labels; see `Broker.figures`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class BrokerMetrics:
         for name, broker in self._brokers.items():
             for subscription, one in figures[name].subscriptions.items():
                 by_labels.setdefault((name, subscription if broker.named(subscription) else ""), []).append(one)
+            if figures[name].ended.published:  # a counter that went down would have Prometheus count the rest again
+                by_labels.setdefault((name, ""), []).append(figures[name].ended)
         for field, text in _COUNTERS.items():
             counter = CounterMetricFamily(f"outbox_inprocess_{field}", text, labels=_LABELS)
             for labels, those in by_labels.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from contextlib import suppress
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from bridges.message import Message
     from bridges.ports import Outcome
 
+log = logging.getLogger("outboxd.inprocess")
+
 
 class Spill:
     """What is behind the mailbox of a subscription that spills. While anything is there, what comes goes there too: order is kept."""
@@ -37,6 +40,7 @@ class Spill:
         self._spilled: OrderedDict[int, Spilled] = OrderedDict()
         self._appending = 0
         self._read_ahead: dict[int, Entry] = {}
+        self._unreadable = False
 
     @property
     def lag(self) -> int:
@@ -135,9 +139,21 @@ class Spill:
         spilled.topic.dropped += 1
         self._mailbox.counts.dropped += 1
         spilled.lost(OUTCOMES[why])
-        # What the log has evicted is counted alone: nobody has it any more, to be told of it.
-        if self._mailbox.settings.on_drop is not None and (entry := self._read(spilled.offset, 1)) is not None:
+        # What the log has evicted, or cannot read, is counted alone: nobody has it any more, to be told of it.
+        if self._mailbox.settings.on_drop is not None and (entry := self._left(spilled.offset)) is not None:
             self._mailbox.drops.tell(entry.message, why)
+
+    def _left(self, offset: int) -> Entry | None:
+        """Read what is dropped, if that can be: a subscription that ends must not stop half way, nor a publisher that takes back."""
+        try:
+            entry = self._read(offset, 1)
+        except Exception:  # whatever a log raises
+            if not self._unreadable:  # once: it is the same for all that is there
+                log.exception("%s: what is dropped cannot be read from its spill; on_drop is not told", self._mailbox.name)
+            self._unreadable = True
+            return None
+        self._unreadable = False
+        return entry
 
     def _open_if_empty(self) -> None:
         """Once nothing is there, what comes goes into the buffer again."""

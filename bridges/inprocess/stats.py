@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Figures:
     Attributes:
         topics: by topic.
         subscriptions: by the name of the subscription, or queue group.
+        ended: of those that have ended, and had only a name made for them, all together.
         scheduled: messages that wait for their time.
         dead_letters: those that are kept.
         dead_letters_overflowed: those that were let go because there was no room for more.
@@ -104,6 +105,7 @@ class Figures:
 
     topics: dict[str, TopicFigures]
     subscriptions: dict[str, SubscriptionFigures]
+    ended: SubscriptionFigures
     scheduled: int
     dead_letters: int
     dead_letters_overflowed: int
@@ -111,20 +113,41 @@ class Figures:
 
 def figures_of(box: Mailbox) -> SubscriptionFigures:
     """Return a copy of the figures of a mailbox."""
-    counts = box.counts
+    return replace(
+        ended_figures(box.counts),
+        published=box.numbers + box.counts.published,
+        lag=box.queued + box.unacknowledged + (box.backlog.lag if box.backlog is not None else 0),
+        unacknowledged=box.unacknowledged,
+        tenants=box.lags,
+    )
+
+
+def ended_figures(counts: Counts) -> SubscriptionFigures:
+    """Return a copy of what was counted where nothing is left that waits."""
     return SubscriptionFigures(
-        published=box.numbers + counts.published,
+        published=counts.published,
         delivered=counts.delivered,
         dropped=counts.dropped,
         redelivered=counts.redelivered,
         done=counts.done,
         dead=counts.dead,
-        lag=box.queued + box.unacknowledged + (box.backlog.lag if box.backlog is not None else 0),
-        unacknowledged=box.unacknowledged,
+        lag=0,
+        unacknowledged=0,
         queue_seconds=counts.queue_seconds,
         handler_seconds=counts.handler_seconds,
-        tenants=box.lags,
+        tenants={},
     )
+
+
+def add_ended(box: Mailbox, ended: Counts) -> None:
+    """Add what a mailbox that is closed has counted to what others have.
+
+    It counts there from now on, too: what was on its way to its spill when it was closed is dropped only when the log has answered.
+    """
+    for name in Counts.__slots__:
+        setattr(ended, name, getattr(ended, name) + getattr(box.counts, name))
+    ended.published += box.numbers
+    box.counts = box.drops.counts = ended
 
 
 class TopicCounts:

@@ -19,7 +19,8 @@ class Subscription(Reader):
     """A place in the broker where messages arrive. It ends with the task or scope that entered it, or with `unsubscribe`.
 
     ``async for`` over it gives each `Delivery`, and acknowledges it when it comes for the next one or leaves the scope without an error,
-    unless the subscription was made with ``ack="explicit"``. Several tasks may iterate over it at once.
+    unless the subscription was made with ``ack="explicit"``. Several tasks may iterate over it at once; they share its messages, and two of
+    one key may be with two of them, out of order. Members of a queue group, one task each, keep the order of each key.
     """
 
     def __init__(self, members: Members, terms: Terms, prefetch: int, *, loop_acks: bool) -> None:

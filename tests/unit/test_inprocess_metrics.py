@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, generate_latest
 
-from bridges.inprocess import Broker
+from bridges.inprocess import Broker, MemoryLog
 from bridges.inprocess.metrics import BrokerMetrics
+from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.inprocess.stats import MAX_TOPICS, OTHERS
 from bridges.message import Message, uuid7
 from bridges.ports import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def made(topic: str = "orders.created") -> Message:
@@ -79,3 +86,45 @@ async def test_topics_have_figures_of_their_own_up_to_a_bound() -> None:
         assert len(topics) == MAX_TOPICS + 1
         assert (topics[OTHERS].published, topics["topic.7"].published) == (50, 1)
         assert len(await subscription.take(256)) == 256
+
+
+async def test_a_counter_does_not_go_down_when_one_of_those_without_a_name_ends() -> None:
+    """Prometheus would take that for a restart, and count again what the rest have counted."""
+    broker = Broker()
+    registry = CollectorRegistry()
+    BrokerMetrics({"local": broker}, registry)
+    storing, go_on = asyncio.Event(), asyncio.Event()
+
+    class Storing(MemoryLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            storing.set()
+            await go_on.wait()
+            return await super().append(messages, time, stamps)
+
+    def values(*names: str) -> list[float | None]:
+        labels = {"broker": "local", "subscription": ""}
+        return [registry.get_sample_value(f"outbox_inprocess_{name}", labels) for name in names]
+
+    counters = ("published_total", "delivered_total", "dropped_total", "done_total", "handler_seconds_count")
+    assert values("published_total") == [None]
+    async with broker.subscribe("a.*", name="named"), broker.subscribe("a.*"):
+        ends = broker.subscribe("*.*", buffer=2, policy="spill", spill_to=Storing()).begin()
+        second = broker.subscribe("b.*", name="named").begin()
+        await broker.publish(made("a.x"))
+        await broker.publish(made("b.x"))
+        for delivery in ends.take_nowait(1):
+            delivery.ack()
+        await broker.publish(made("a.x"))
+        publishing = asyncio.create_task(broker.publish(made("a.x")))
+        await asyncio.wait_for(storing.wait(), 10)
+        assert values(*counters) == [7, 1, 0, 1, 1]
+        ends.unsubscribe()
+        second.unsubscribe()
+        assert values(*counters) == [7, 1, 3, 1, 1]
+        go_on.set()  # what was on its way to the spill when its subscription ended
+        await publishing
+        assert values(*counters, "lag_messages") == [8, 1, 4, 1, 1, 3]
+    assert values(*counters, "lag_messages") == [8, 1, 7, 1, 1, 0]
+    assert registry.get_sample_value("outbox_inprocess_published_total", {"broker": "local", "subscription": "named"}) is None
+    ended = broker.figures().ended
+    assert (ended.published, ended.delivered, ended.dropped, ended.lag) == (8, 1, 7, 0)

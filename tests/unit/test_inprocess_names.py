@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bridges.errors import ConfigurationError, Evicted, LogFailed
 from bridges.inprocess import Broker, InProcessSink, InProcessSource, MemoryLog, progress
 from bridges.inprocess.log import Place
+from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import PUBLISHED, Reason
 from tests.engines.deadline import eventually
 from tests.unit.logs import SlowLog, logged, taken
 from tests.unit.messages import made
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bridges.message import Message
 
 
 class Cursors:
@@ -205,6 +212,37 @@ async def test_a_place_is_saved_only_with_the_log_synced_up_to_it() -> None:
         await taken(subscription, 1)
         await broker.aclose()
     assert steps == ["synced 0", "saved 0", "synced 1", "saved 1"]
+
+
+async def test_a_publish_is_answered_with_the_name_saved_that_began_while_it_was_stored() -> None:
+    """It begins in front of the message: not saved, it would be new after a kill, and begin behind what was answered for."""
+    steps: list[str] = []
+    stored = asyncio.Event()
+
+    class Storing(MemoryLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            await asyncio.sleep(0)
+            offset = await super().append(messages, time, stamps)
+            stored.set()
+            return offset
+
+    class Late(Cursors):
+        async def save(self, name: str, place: Place) -> None:
+            await stored.wait()
+            for _ in range(10):  # more turns than a publisher needs to be answered
+                await asyncio.sleep(0)
+            await super().save(name, place)
+            steps.append(f"saved {place.below}")
+
+    cursors, broker = Late(), Broker()
+    broker.keep("orders.>", Storing(), cursors)
+    publishing = asyncio.create_task(broker.publish(made(0)))
+    publishing.add_done_callback(lambda _: steps.append("answered"))
+    await asyncio.sleep(0)
+    subscription = broker.subscribe("orders.*", durable="d").begin()
+    await asyncio.wait_for(publishing, 10)
+    assert (steps, await taken(subscription, 1)) == (["saved 0", "answered"], [0])
+    await broker.aclose()
 
 
 async def test_each_log_has_its_own_places_by_the_same_names() -> None:

@@ -190,6 +190,19 @@ def test_bad_settings_are_refused_with_the_text_and_the_position() -> None:
             broker.subscribe("a", **settings).begin()
 
 
+def test_a_log_that_keeps_topics_is_not_spilled_to() -> None:
+    """What is spilled would be in it twice, and its readers would be given it twice. Whichever of the two comes first."""
+    broker, kept, spill = Broker(), MemoryLog(), MemoryLog()
+    broker.keep("orders.>", kept)
+    for topics in ("orders.*", "users.*"):
+        with pytest.raises(ConfigurationError, match=r"spill_to: is the log that keeps 'orders\.>'"):
+            broker.subscribe(topics, policy="spill", spill_to=kept).begin()
+    assert broker.figures().subscriptions == {}
+    broker.subscribe("orders.*", policy="spill", spill_to=spill, name="spilling").begin()
+    with pytest.raises(ConfigurationError, match=r"log: is what 'spilling' spills to \(spill_to\)"):
+        broker.keep("users.>", spill)
+
+
 async def test_a_message_that_the_filter_keeps_out_does_not_wait_for_room() -> None:
     broker = Broker()
     dropped: list[Message] = []
@@ -272,16 +285,19 @@ async def test_drop_oldest_drops_the_lowest_priority_first() -> None:
         assert [delivery.payload for delivery in subscription.take_nowait(9)] == [b"0", b"1"]
 
 
+class Tired(MemoryLog):
+    """A log that cannot be read while it is told so."""
+
+    tired = False
+
+    def read(self, offset: int, limit: int) -> list[Entry]:
+        if self.tired:
+            raise OSError(EMFILE, "too many open files")
+        return super().read(offset, limit)
+
+
 async def test_a_spill_that_cannot_be_read_once_loses_nothing() -> None:
     """The message stays where it is, and comes with the next call; its publisher hears of it."""
-
-    class Tired(MemoryLog):
-        tired = False
-
-        def read(self, offset: int, limit: int) -> list[Entry]:
-            if self.tired:
-                raise OSError(EMFILE, "too many open files")
-            return super().read(offset, limit)
 
     broker, spill = Broker(), Tired()
     async with broker.subscribe(policy="spill", spill_to=spill, buffer=1, ack="explicit") as subscription:
@@ -301,3 +317,34 @@ async def test_a_spill_that_cannot_be_read_once_loses_nothing() -> None:
         assert await sinking == [PUBLISHED]
         figures = broker.figures().topics["orders.created"]
         assert (figures.published, figures.delivered, figures.queued) == (3, 3, 0)
+
+
+async def test_a_spill_that_cannot_be_read_stops_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    """What was in it is dropped and counted, and those that are ended after it are ended."""
+    broker, spill, kept = Broker(), Tired(), MemoryLog()
+    broker.keep("kept.>", kept)
+    told: list[int] = []
+    broker.subscribe(
+        name="spills", policy="spill", spill_to=spill, buffer=1, on_drop=lambda message, _: told.append(int(message.payload))
+    ).begin()
+    after = broker.subscribe("other.*").begin()
+    waiting = asyncio.create_task(after.take(1))
+    await publish(broker, 4)
+    spill.tired = True
+    await broker.aclose()
+    assert await asyncio.wait_for(waiting, 10) == []
+    assert kept._closed
+    figures = broker.figures().topics["orders.created"]
+    assert (figures.published, figures.dropped, told) == (4, 4, [0])
+    assert caplog.text.count("spills: what is dropped cannot be read from its spill") == 1
+
+
+async def test_a_sink_answers_though_what_it_takes_back_cannot_be_read() -> None:
+    broker, spill = Broker(), Tired()
+    spill.tired = True
+    told: list[Drop] = []
+    async with broker.subscribe(policy="spill", spill_to=spill, buffer=1, on_drop=lambda _, why: told.append(why)):
+        outcomes = await InProcessSink(broker, timeout=0.05).publish([made(number) for number in range(3)])
+        assert [outcome.reason for outcome in outcomes if isinstance(outcome, Released)] == [Reason.TIMEOUT] * 3
+        figures = broker.figures().topics["orders.created"]
+        assert (figures.published, figures.dropped, told) == (3, 3, [Drop.WITHDRAWN])
