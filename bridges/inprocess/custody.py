@@ -11,7 +11,7 @@ from bridges.inprocess.delivery import State
 from bridges.inprocess.drops import OUTCOMES, Drops
 from bridges.inprocess.line import FirstComeLine
 from bridges.inprocess.redelivery import Redelivery
-from bridges.inprocess.settings import Drop
+from bridges.inprocess.settings import Drop, Policy
 from bridges.inprocess.shelf import Shelf
 from bridges.inprocess.stats import Counts
 from bridges.inprocess.timers import Timer
@@ -49,9 +49,9 @@ class Custody:
         self.closed = False
         self.counts = Counts()
         self.drops = Drops(name, self.counts, settings.on_drop)
-        self.waiting = Waiting(in_order=settings.tenants is None)
+        self.waiting = Waiting(in_order=settings.tenants is None or settings.policy != Policy.BLOCK)
         self.backlog: Backlog | None = None
-        self._line = settings.tenants.line(house.timers, self.waiting.wake) if settings.tenants else FirstComeLine()
+        self._line = settings.tenants.line(name, house.timers, self.waiting.wake) if settings.tenants else FirstComeLine()
         self._fresh, self._placed = self._line.fresh, self._line.placed
         self._shelf = Shelf(self._line, self.waiting.wake)
         self._free_key = self._shelf.free
@@ -119,10 +119,10 @@ class Custody:
         return None
 
     def _pass_on(self) -> None:
-        """One was taken: there is room for another, and perhaps something for another reader."""
+        """One was taken: there is room for another, and perhaps something for another reader, in line or behind the buffer."""
         if self.waiting.publishers:
             self.waiting.make_room()
-        if self._line.ready():
+        if self._line.ready() or (self.backlog is not None and self.backlog.ready):
             self.waiting.wake()
 
     def acknowledge(self, delivery: Delivery, now: float) -> None:
@@ -181,6 +181,7 @@ class Custody:
             return
         self._take_in(delivery)
         self.queued += 1
+        self._line.came(delivery)
         delivery.state = State.RETRYING if failed or delay else State.QUEUED
         if delay:
             delivery.own.timer = self.house.timers.at(monotonic() + delay, partial(self._retry, delivery))

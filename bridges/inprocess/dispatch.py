@@ -86,7 +86,7 @@ class Dispatch:
             outcomes: dict[asyncio.Future[Any], str] = {asyncio.ensure_future(answer.outcome()): name for name, answer in posting.answers()}
             late += await _late(outcomes, deadline)
             late += [name for outcome, name in outcomes.items() if not outcome.cancelled() and outcome.result() != PUBLISHED]
-        return late
+        return list(dict.fromkeys(late))  # who had no room in time has not acknowledged it either
 
     async def squeeze(self, message: Message, route: Route, boxes: Sequence[Mailbox]) -> list[Delivery]:
         """Deliver a message where there is no room, by the policy of each."""

@@ -208,10 +208,14 @@ class InProcessSource:
     async def wait(self, timeout: float) -> None:
         """Return when something is waiting, or after ``timeout`` seconds."""
         mailbox = self._subscription.mailbox
-        if mailbox.idle:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
+        woken = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while mailbox.idle:  # what it was woken for may be another's by now
                     await mailbox.waiting.for_reader(Reader(math.inf))
+                    woken = True
+        if woken and not mailbox.idle:
+            mailbox.waiting.wake()  # nobody says that a claim follows: without one, the rest of the group must not sleep on
 
     def close(self) -> None:
         """End the subscription; what was not acknowledged goes to the rest of the group. Any number of times."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Line(Protocol):
-    """Who is next. `FirstComeLine` and `bridges.inprocess.tenants.FairLine` are the two.
+    """Who is next. `FirstComeLine` and `bridges.inprocess.fairline.FairLine` are the two.
 
     Attributes:
         fresh: those who came without a priority, and are next in this order as long as ``placed`` is empty.
@@ -27,6 +27,9 @@ class Line(Protocol):
     append: Callable[[Delivery], None]
     """Take in what has just arrived and has no priority."""
 
+    def came(self, delivery: Delivery) -> None:
+        """One begins to wait that `append` is not called for: it has a priority, it comes back, or it is dropped on its arrival."""
+
     def insert(self, delivery: Delivery) -> None:
         """Take in what has a place of its own: one with a priority, or one that was handed out before."""
 
@@ -34,13 +37,13 @@ class Line(Protocol):
         """Take out the next, which may be over already; None if there is none that may go now."""
 
     def charge(self, delivery: Delivery) -> None:
-        """One that was taken out is handed over, and not only parked behind its key."""
+        """One that was taken out is handed over, and not only parked behind its key: it waits no longer."""
 
     def evict(self, newcomer: Delivery, *, oldest: bool) -> Delivery:
         """Return whom to drop, the newcomer or one that is taken out for it."""
 
     def over(self, delivery: Delivery) -> None:
-        """One that waits is over, in the line or beside it; what `evict` has returned is as well."""
+        """One that waits is over, and waits no longer: in the line or beside it, or one that `evict` has returned."""
 
     def admits(self, newcomer: Message, limit: int) -> bool:
         """Say whether a newcomer may come in although ``limit`` are waiting."""
@@ -49,7 +52,7 @@ class Line(Protocol):
         """Say whether somebody may go now."""
 
     def lags(self) -> dict[str, int]:
-        """Return how many wait of each tenant, where tenants are told apart."""
+        """Return how many wait of each tenant, in the line or beside it, where tenants are told apart."""
 
     def purge(self) -> None:
         """Take out all that are over."""
@@ -64,6 +67,9 @@ class FirstComeLine:
         self.fresh: deque[Delivery] = deque()
         self.append = self.fresh.append
         self.placed: list[tuple[int, int, Delivery]] = []
+
+    def came(self, delivery: Delivery) -> None:
+        """Keep no books."""
 
     def insert(self, delivery: Delivery) -> None:
         """Take in what has a place of its own."""

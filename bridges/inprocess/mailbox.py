@@ -27,7 +27,8 @@ class Mailbox(Custody):
     """The buffer of one subscription, or of all the members of one queue group.
 
     Attributes:
-        size: how many may wait here; 0 while what comes goes behind the buffer.
+        size: how many may wait here; 0 while what comes goes behind the buffer. Tenants that have less than their share of a buffer
+            that blocks may have more in it, but never more than twice the size.
         spill: what takes in what there is no room for, if it is to be kept; the `backlog` then.
         feed: what reads a log, if it does, and has nothing put into it; the `backlog` then.
         numbers: how many ever came here.
@@ -39,6 +40,7 @@ class Mailbox(Custody):
         self.spill: Spill | None = None
         self.feed: Feed | None = None
         self.numbers = 0
+        self._shares = settings.tenants is not None and settings.policy == Policy.BLOCK
         self._append = self._line.append
         self._filter = settings.filter
 
@@ -49,7 +51,7 @@ class Mailbox(Custody):
 
     @property
     def lags(self) -> dict[str, int]:
-        """How many wait of each tenant, where the mailbox is fair between tenants."""
+        """How many wait of each tenant, for their first turn or for another, where the mailbox is fair between tenants."""
         return self._line.lags()
 
     @property
@@ -100,12 +102,14 @@ class Mailbox(Custody):
         victim = self._line.evict(delivery, oldest=self.settings.policy == Policy.DROP_OLDEST)
         if victim is not delivery:
             self._place(delivery, terms)
+        else:
+            self._line.came(delivery)
         self.drop(victim, Drop.SHED if self.settings.policy == Policy.SHED else Drop.FULL)
         return delivery
 
     def admits(self, message: Message) -> bool:
         """Say whether there is room for a message."""
-        return self.queued < self.size or self._line.admits(message, self.size)
+        return self.queued < self.size or (self._shares and self.queued < 2 * self.size and self._line.admits(message, self.size))
 
     def wants(self, message: Message, topic: Counts) -> bool:
         """Ask the filter, if there is one. If it raises, the message is dropped."""
@@ -127,6 +131,7 @@ class Mailbox(Custody):
             own.timer = self.house.timers.at(own.expires, partial(self._expire, delivery))
         if terms.priority:
             delivery.own.priority = terms.priority
+            self._line.came(delivery)
             self._shelf.insert(delivery)
         else:
             self._append(delivery)

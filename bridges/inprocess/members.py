@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was agreed with a subscription."""
+    """What was agreed with a subscription. Raises `ConfigurationError` for what does not go together."""
 
     patterns: tuple[Pattern, ...]
     name: str | None
@@ -36,6 +36,15 @@ class Terms:
     durable: str | None
     settings: Settings
     start: Start | None
+
+    def __post_init__(self) -> None:
+        if self.group is not None and self.durable is not None:
+            msg = f"group: {self.group!r} beside durable {self.durable!r}: those who share a durable name are a group by it"
+            raise ConfigurationError(msg)
+        if self.settings.tenants is not None and (self.start is not None or self.durable is not None):
+            setting = f"start: {self.start!r}" if self.start is not None else f"durable: {self.durable!r}"
+            msg = f"tenants: beside {setting}: a subscription that reads a log takes messages in its order; leave out one of the two"
+            raise ConfigurationError(msg)
 
     @property
     def shared(self) -> str | None:
@@ -130,9 +139,9 @@ class Members:
         await self._logs.settled()
 
     def _found(self, terms: Terms) -> _Party:
-        name = terms.name or terms.shared or ",".join(pattern.text for pattern in terms.patterns)
-        if name in self._parties:
-            name = f"{name}#{next(self._numbers)}"
+        name = wanted = terms.name or terms.shared or ",".join(pattern.text for pattern in terms.patterns)
+        while name in self._parties:  # somebody may have given a name that looks like a made one
+            name = f"{wanted}#{next(self._numbers)}"
         box = Mailbox(name, terms.settings, self._house)
         self._attach_log(box, terms)
         party = self._parties[name] = _Party(box, terms)

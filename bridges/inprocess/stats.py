@@ -74,7 +74,7 @@ class SubscriptionFigures:
         queue_seconds: from publish, or the time it was due, to handing over, summed over all that were delivered. For what was read from
             a log that is by the wall clock, and the time until a restart is part of it.
         handler_seconds: from handing over until the reader acknowledged it or gave it back, summed.
-        tenants: the lag of each tenant that has one, where the subscription is fair between tenants.
+        tenants: how many wait of each tenant, for their first turn or for a retry, where the subscription is fair between tenants.
     """
 
     published: int

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine
     from uuid import UUID
 
-LOG = 12
+LOG = 14
 """The place of the subscription that reads a log."""
 KEYS = st.sampled_from([None, "k", "l"])
 STEPS = st.lists(
@@ -76,6 +76,8 @@ class Books:
             {"policy": "drop_newest", "filter": lambda message: message.key != "k"},
             {"policy": "block", "buffer": 1},
             {"policy": "spill", "spill_to": MemoryLog(), "buffer": 1},
+            {"policy": "block", "tenants": Tenants(), "group": "fair"},
+            {"policy": "drop_oldest", "tenants": Tenants(cost=lambda message: 1 + len(message.headers["tenant"]) * 3)},
             {"name": "log", "start": "live"},
         ]
         self.subscriptions: list[Subscription] = [
@@ -225,6 +227,8 @@ class Books:
         for box in self.broker._members.boxes():
             waiting = [one for one in box._shelf if not one.over]
             assert box.queued == len(waiting) == len({id(one) for one in waiting})
+            if box.settings.tenants is not None:
+                assert box.lags == Counter(one.headers["tenant"] for one in waiting)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from bridges.errors import ConfigurationError
-from bridges.inprocess import Broker, Subscription
+from bridges.inprocess import Broker, InProcessSource, MemoryLog, Subscription
+from bridges.ports import PUBLISHED
 from tests.engines.deadline import eventually
 from tests.unit.messages import made
 
@@ -183,6 +184,64 @@ async def test_subscriptions_without_a_name_are_told_apart() -> None:
     broker = Broker()
     async with broker.subscribe("a") as one, broker.subscribe("a") as two, broker.subscribe("a", name="three") as three:
         assert (one.name, two.name, three.name) == ("a", "a#2", "three")
+
+
+async def test_a_made_name_is_never_one_that_was_given() -> None:
+    broker = Broker()
+    given = broker.subscribe("a.>", name="x#2", buffer=1, policy="block").begin()
+    async with broker.subscribe("b.>", name="x") as one, broker.subscribe("c.>", name="x") as two:
+        assert len({given.name, one.name, two.name}) == 3
+        assert set(broker.figures().subscriptions) == {given.name, one.name, two.name}
+        await broker.publish(made(topic="a.b"))
+        blocked = asyncio.create_task(broker.publish(made(topic="a.b")))
+        await asyncio.sleep(0)
+        given.unsubscribe()
+        assert await asyncio.wait_for(blocked, 10) == []
+        assert not broker.hears("a.b")
+
+
+async def test_who_makes_room_wakes_the_next_reader_for_what_is_behind_the_buffer() -> None:
+    """What comes back fills the buffer; when one member takes it, the log has more for the other, and nobody else says so."""
+    broker = Broker()
+    broker.keep("orders.>", MemoryLog())
+    one, two = (broker.subscribe("orders.>", group="g", start="live", buffer=1, prefetch=1, ack="explicit").begin() for _ in range(2))
+    await broker.publish(made(0))
+    (first,) = one.take_nowait(1)
+    first.nack(0.05)
+    waits = [asyncio.create_task(member.take(1)) for member in (one, two)]
+    await asyncio.sleep(0)
+    await broker.publish(made(1))
+    taken = [delivery.payload for wait in waits for delivery in await asyncio.wait_for(wait, 10)]
+    assert sorted(taken) == [b"0", b"1"]
+    broker.close()
+
+
+async def test_a_source_that_is_woken_and_does_not_claim_leaves_the_message_to_the_next() -> None:
+    broker = Broker()
+    one, two = (InProcessSource(broker, "orders.>", group="g") for _ in range(2))
+    waits = [asyncio.create_task(source.wait(60)) for source in (one, two)]
+    await asyncio.sleep(0)
+    await broker.publish(made(b"1"))
+    await asyncio.wait_for(asyncio.gather(*waits), 10)
+    async with two.claim(1) as batch:
+        assert [message.payload for message in batch.messages] == [b"1"]
+    broker.close()
+
+
+async def test_a_source_waits_on_when_another_was_quicker() -> None:
+    broker = Broker()
+    source, quick = (InProcessSource(broker, "orders.>", group="g") for _ in range(2))
+    wait = asyncio.create_task(source.wait(60))
+    await asyncio.sleep(0)
+    await broker.publish(made(b"1"))
+    async with quick.claim(1) as batch:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not wait.done()
+        await batch.settle([PUBLISHED])
+    await broker.publish(made(b"2"))
+    await asyncio.wait_for(wait, 10)
+    broker.close()
 
 
 async def test_a_member_that_has_all_it_may_does_not_keep_a_message_from_one_that_waits() -> None:

@@ -174,6 +174,23 @@ async def test_a_request_gets_the_first_reply() -> None:
     await asyncio.gather(*servers)
 
 
+async def test_an_answer_counts_though_who_gave_it_has_left_before_the_publish_was_through() -> None:
+    broker = Broker()
+    slow = broker.subscribe("square", buffer=1, policy="block").begin()
+    await broker.publish(made(topic="square"))
+
+    async def serve_once() -> None:
+        async with broker.subscribe("square") as subscription:
+            (request,) = await subscription.take(1)
+            await request.reply(b"4")
+        slow.unsubscribe()
+
+    server = asyncio.create_task(serve_once())
+    await asyncio.sleep(0)
+    assert (await broker.request(made(b"2", "square"), 20)).payload == b"4"
+    await server
+
+
 async def test_a_request_that_nobody_takes_or_answers_raises() -> None:
     broker = Broker()
     with pytest.raises(NoReply, match="no subscription takes 'square'"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridges.errors import Closed, ConfigurationError, InvalidPattern
-from bridges.inprocess import Broker, Drop, InProcessSink, MemoryLog, State
+from bridges.inprocess import Broker, Drop, InProcessSink, MemoryLog, State, Tenants
 from bridges.ports import PUBLISHED, Reason, Released
 from tests.engines.deadline import eventually
 from tests.unit.messages import made, publish, whether
@@ -177,6 +177,12 @@ def test_bad_settings_are_refused_with_the_text_and_the_position() -> None:
         ({"ack_deadline": 0.0}, "ack_deadline: 0.0 is not above 0"),
         ({"group": "a", "durable": "b"}, "group: 'a' beside durable 'b'"),
         ({"spill_to": MemoryLog()}, "spill_to: is for policy 'spill'; it is 'drop_newest'"),
+        (
+            {"tenants": Tenants(), "start": "live"},
+            "tenants: beside start: 'live': a subscription that reads a log takes messages in its order",
+        ),
+        ({"tenants": Tenants(), "durable": "d"}, "tenants: beside durable: 'd'"),
+        ({"tenants": Tenants(), "policy": "spill"}, "tenants: a subscription that spills takes messages back in the order of its log"),
         ({"ack": "sometimes"}, "ack: 'sometimes' is not 'loop' or 'explicit'"),
     ):
         with pytest.raises(ConfigurationError, match=words):

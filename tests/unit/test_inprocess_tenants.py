@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from bridges.errors import ConfigurationError
-from bridges.inprocess import Broker, Tenants
+from bridges.inprocess import Broker, Subscription, Tenants
+from bridges.inprocess.fairline import FairLine
 from bridges.message import Message, uuid7
 
 
@@ -146,6 +148,132 @@ async def test_what_is_over_is_in_nobodys_line(policy: str) -> None:
         lost = 0 if policy == "block" else 3
         assert +dropped == +Counter(late=10, loud=lost)
         assert Counter(delivery.headers["tenant"] for delivery in await subscription.take(999)) == {"loud": 10 - lost, "quiet": 3}
+
+
+async def with_nothing_in_line(broker: Broker, how: str, count: int, **settings: Any) -> Subscription:
+    """Have so many of tenant "loud" wait beside the line: behind a key that another has, or for a retry. Return who may take."""
+    settings |= {"group": "g", "ack": "explicit", "ack_deadline": None, "tenants": Tenants()}
+    one, two = (broker.subscribe(name="fair", **settings).begin() for _ in range(2))
+    if how == "parked":
+        await broker.publish(of("loud", b"first", "k"))
+        assert len(one.take_nowait(1)) == 1
+    for number in range(count):
+        await broker.publish(of("loud", str(number).encode(), "k" if how == "parked" else None))
+    taken = two.take_nowait(count)
+    assert len(taken) == (0 if how == "parked" else count)
+    for delivery in taken:
+        delivery.nack(60)
+    return two
+
+
+@pytest.mark.parametrize("how", ["parked", "retrying"])
+async def test_what_waits_beside_the_line_is_of_its_tenants_share(how: str) -> None:
+    broker = Broker()
+    subscription = await with_nothing_in_line(broker, how, 10, buffer=10, policy="block")
+    assert broker.figures().subscriptions["fair"].tenants == {"loud": 10}
+    blocked = asyncio.create_task(broker.publish(of("loud")))
+    await asyncio.sleep(0)
+    assert not blocked.done()
+    for _ in range(5):
+        await asyncio.wait_for(broker.publish(of("quiet")), 10)
+    assert broker.figures().subscriptions["fair"].tenants == {"loud": 10, "quiet": 5}
+    assert len(subscription.take_nowait(99)) == 5
+    assert not blocked.done(), "quiet has taken its own away, and nothing of loud's"
+    broker.close()
+    await blocked
+
+
+async def test_however_many_tenants_there_are_they_have_twice_the_buffer_at_the_most() -> None:
+    """And where there is room, one that has nothing there gets in before one that has its share."""
+    broker = Broker()
+    async with broker.subscribe(buffer=10, policy="block", tenants=Tenants()) as subscription:
+        publishers: list[asyncio.Task[object]] = []
+        for number in range(40):
+            publishers += [asyncio.create_task(broker.publish(of(f"t{number}"))) for _ in range(10)]
+            await asyncio.sleep(0)
+        assert subscription.mailbox.queued == 20
+        seen = Counter(delivery.headers["tenant"] for delivery in subscription.take_nowait(5))
+        assert set(subscription.mailbox.lags) >= {f"t{number}" for number in range(8)}
+        while seen.total() < 400:
+            for delivery in await asyncio.wait_for(subscription.take(1), 10):
+                seen[delivery.headers["tenant"]] += 1
+                delivery.ack()
+                assert subscription.mailbox.queued <= 20
+        assert set(seen.values()) == {10}
+        await asyncio.gather(*publishers)
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
+async def test_with_a_policy_that_drops_the_buffer_is_the_limit_however_it_is_published(policy: Any) -> None:
+    broker = Broker()
+    async with broker.subscribe(buffer=10, policy=policy, tenants=Tenants()) as subscription:
+        for _ in range(10):
+            await broker.publish(of("loud"))
+        await broker.publish(of("quiet"), priority=1)
+        await broker.publish(of("quiet"), ttl=60)
+        await broker.publish(of("quiet"))
+        assert subscription.mailbox.queued == 10
+        assert subscription.mailbox.lags == {"loud": 7, "quiet": 3}
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
+@pytest.mark.parametrize("how", ["parked", "retrying"])
+async def test_who_has_the_most_beside_the_line_loses_its_own(how: str, policy: Any) -> None:
+    broker = Broker()
+    dropped: list[str] = []
+    subscription = await with_nothing_in_line(
+        broker, how, 7, buffer=10, policy=policy, on_drop=lambda message, why: dropped.append(message.headers["tenant"])
+    )
+    for tenant in ("quiet", "other", "other"):
+        await broker.publish(of(tenant))
+    await broker.publish(of("loud"))
+    await broker.publish(of("loud", key="k"), priority=1)
+    assert dropped == ["loud", "loud"]
+    await broker.publish(of("new"))
+    assert dropped == ["loud", "loud", "other"], "of loud none may go; of the others that have more than new, one may"
+    assert subscription.mailbox.lags == {"loud": 7, "quiet": 1, "other": 1, "new": 1}
+    broker.close()
+    figures = broker.figures().topics["orders.created"]
+    assert figures.published == figures.delivered + figures.dropped
+    assert subscription.mailbox.lags == {}
+
+
+async def test_a_cost_that_raises_is_logged_and_counts_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Broker()
+    asked: Counter[bytes] = Counter()
+
+    def cost(message: Message) -> int:
+        asked[message.payload] += 1
+        return 3 // len(message.payload)
+
+    async with broker.subscribe("orders.>", buffer=2, policy="block", tenants=Tenants(cost=cost)) as subscription:
+        await broker.publish(of("a", b""))
+        await broker.publish(of("b", b"x"))
+        assert {delivery.payload for delivery in await asyncio.wait_for(subscription.take(9), 10)} == {b"", b"x"}
+        assert asked == {b"": 1, b"x": 1}
+        assert subscription.mailbox.queued == 0
+    assert "orders.>: the cost of tenants raised for a message of 'orders.created'; it counts as 1" in caplog.text
+
+
+async def test_turns_in_which_nobody_could_go_are_not_gone_through_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cost of a million with a quantum of 1 must not hold up the event loop; the shares are the same."""
+    turns = 0
+    end_turn = FairLine._end_turn
+
+    def counted(*arguments: Any) -> None:
+        nonlocal turns
+        turns += 1
+        end_turn(*arguments)
+
+    monkeypatch.setattr(FairLine, "_end_turn", counted)
+    broker = Broker()
+    async with broker.subscribe(tenants=Tenants(cost=lambda message: len(message.payload))) as subscription:
+        for _ in range(50):
+            await broker.publish(of("large", b"x" * 10_000))
+            await broker.publish(of("small", b"x" * 1_000))
+        shares = Counter(delivery.headers["tenant"] for delivery in subscription.take_nowait(33))
+        assert shares == {"large": 3, "small": 30}
+        assert turns < 150
 
 
 def test_mistakes_are_named() -> None:

@@ -65,6 +65,16 @@ async def test_publish_and_wait_names_those_that_stall() -> None:
         assert figures.published == figures.delivered + figures.dropped + figures.queued
 
 
+async def test_publish_and_wait_names_each_that_stalls_once() -> None:
+    """One that had no room in time has not acknowledged it either."""
+    broker = Broker()
+    async with broker.subscribe(name="stuck", buffer=1), broker.subscribe(name="idle"):
+        await broker.publish(made(1))
+        with pytest.raises(Stalled) as stalled:
+            await broker.publish_and_wait(made(2), 0.05, until="acknowledged")
+        assert sorted(stalled.value.names) == ["idle", "stuck"]
+
+
 async def test_publish_and_wait_waits_for_room_where_publish_would_drop() -> None:
     broker = Broker()
     async with broker.subscribe(buffer=1) as subscription:
