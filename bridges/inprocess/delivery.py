@@ -11,7 +11,7 @@ from bridges.inprocess.settings import Drop
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from uuid import UUID
 
     from bridges.inprocess.mailbox import Mailbox
@@ -215,12 +215,26 @@ class Delivery:
 
     async def outcome(self) -> Outcome:
         """Wait for the end of the delivery: `Published` when acknowledged, `Rejected` when given up, `Released` when dropped."""
-        if self.over:
-            return self.details.outcome if self.details is not None else PUBLISHED
+        known = self.known()
+        return await asyncio.shield(self._waiter()) if known is None else known
+
+    def known(self) -> Outcome | None:
+        """Return what `outcome` would; None if it would have to wait for it."""
+        if not self.over:
+            return None
+        return self.details.outcome if self.details is not None else PUBLISHED
+
+    def tell(self, told: Callable[[object], None]) -> None:
+        """Have something called when `outcome` would return. For the broker, not for readers."""
+        self._waiter().add_done_callback(told)
+
+    def _waiter(self) -> asyncio.Future[Outcome]:
         own = self.own
         if own.waiter is None:
             own.waiter = asyncio.get_running_loop().create_future()
-        return await asyncio.shield(own.waiter)
+            if self.over:
+                own.waiter.set_result(own.outcome)
+        return own.waiter
 
     async def reply(self, payload: bytes, *, content_type: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         """Answer a request (`Broker.request`) with a payload, in the request's content type unless another is given.
