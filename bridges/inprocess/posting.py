@@ -107,6 +107,8 @@ class Posting:
         """Return what `outcome` would; None if it would have to wait for it."""
         if self.stored:
             return PUBLISHED
+        if len(self._answers) == 1:
+            return self._answers[0][1].known()
         outcomes = []
         for _, answer in self._answers:
             outcome = answer.known()
@@ -116,13 +118,14 @@ class Posting:
         return _worst(outcomes)
 
     def tell(self, told: Callable[[], None] | None) -> None:
-        """Have something called, in place of what was before, whenever `known` may have something new to say; None: nothing."""
+        """Have something called, in place of what was before, whenever `known` may know, perhaps at once; None: nothing."""
         self._told = told
-        if not self._listens and told is not None:
+        if told is not None and self._answers and not self._listens:
             self._listens = True  # once, however many calls await it: a reader may have it for days
             for _, answer in self._answers:
-                if answer.known() is None:
-                    answer.tell(self._heard)
+                answer.tell(self._heard)
+        elif told is not None:
+            told()
 
     def withdraw(self) -> bool:
         """Its publisher waits no longer: what has had no reader yet gets none. Say whether all of it goes on: with readers, or in a log."""

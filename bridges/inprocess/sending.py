@@ -62,12 +62,8 @@ class Sending:
         """What becomes of a message is not known yet. Only what others wait for is looked after here: the rest has time until `rest`."""
         if index not in self._following:
             return
-        posting = self.out[index]
-        if (outcome := posting.known()) is not None:
-            self.over(index, outcome)
-        else:
-            self._held.add(index)
-            posting.tell(partial(self._heard, index))
+        self._held.add(index)
+        self.out[index].tell(partial(self._heard, index))
 
     def over(self, index: int, outcome: Outcome) -> None:
         """What became of a message is known."""
