@@ -11,7 +11,7 @@ from bridges.inprocess.settings import Drop
 from bridges.ports import PUBLISHED, Outcome, Reason, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from uuid import UUID
 
     from bridges.inprocess.mailbox import Mailbox
@@ -71,10 +71,24 @@ class Details:
         expires: when it is too late to deliver it.
         timer: what is to happen to it, at its expiry or its retry.
         waiter: who waits for its outcome.
+        told: what is to be called when that is known.
         outcome: what became of it.
     """
 
-    __slots__ = ("alive_at", "answered", "attempts", "expires", "given_back", "handed", "offset", "outcome", "priority", "timer", "waiter")
+    __slots__ = (
+        "alive_at",
+        "answered",
+        "attempts",
+        "expires",
+        "given_back",
+        "handed",
+        "offset",
+        "outcome",
+        "priority",
+        "timer",
+        "told",
+        "waiter",
+    )
 
     def __init__(self) -> None:
         self.attempts = self.priority = 0
@@ -86,6 +100,7 @@ class Details:
         self.expires: float | None = None
         self.timer: Timer | None = None
         self.waiter: asyncio.Future[Outcome] | None = None
+        self.told: Callable[[object], None] | None = None
         self.outcome: Outcome = PUBLISHED
 
     def stop_timer(self) -> None:
@@ -215,12 +230,25 @@ class Delivery:
 
     async def outcome(self) -> Outcome:
         """Wait for the end of the delivery: `Published` when acknowledged, `Rejected` when given up, `Released` when dropped."""
-        if self.over:
-            return self.details.outcome if self.details is not None else PUBLISHED
+        if (known := self.known()) is not None:
+            return known
         own = self.own
         if own.waiter is None:
             own.waiter = asyncio.get_running_loop().create_future()
         return await asyncio.shield(own.waiter)
+
+    def known(self) -> Outcome | None:
+        """Return what `outcome` would; None if it would have to wait for it."""
+        if not self.over:
+            return None
+        return self.details.outcome if self.details is not None else PUBLISHED
+
+    def tell(self, told: Callable[[object], None]) -> None:
+        """Have something called when `known` knows: at once if it does, or else as the delivery ends. For who made it, not for readers."""
+        if self.over:
+            told(self)
+        else:
+            self.own.told = told  # no future: this is done for every message of a key that has more than one
 
     async def reply(self, payload: bytes, *, content_type: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         """Answer a request (`Broker.request`) with a payload, in the request's content type unless another is given.
@@ -242,6 +270,9 @@ class Delivery:
         own.stop_timer()
         if own.waiter is not None and not own.waiter.done():
             own.waiter.set_result(outcome)
+        if own.told is not None:
+            told, own.told = own.told, None
+            told(self)
 
     def __repr__(self) -> str:
         return f"<Delivery of {self.message.topic} {self.message.id} to {self.mailbox.name}: {self.state}>"

@@ -109,7 +109,16 @@ class Dispatch:
         kept = posting.route.kept
         if kept is None:
             return
-        posting.kept(await kept.append([posting.message], posting.its), durable=kept.log.durable)
+        durable = kept.log.durable
+        asks = posting.awaited and not (posting.answered and durable)
+        feeds = [box.feed for box in posting.route.fed if box.feed is not None] if asks else ()
+        for feed in feeds:
+            feed.appending(posting)
+        try:
+            posting.kept(await kept.append([posting.message], posting.its), durable=durable)
+        finally:
+            for feed in feeds:
+                feed.appended(posting)
 
     async def _deliver(self, posting: Posting) -> None:
         its, now = posting.its, time.time()

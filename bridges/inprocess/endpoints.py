@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from bridges.backoff import Backoff
 from bridges.errors import Closed, InvalidMessage, LogFailed, SourceUnavailable, told
 from bridges.inprocess.delivery import Reader
 from bridges.inprocess.request import INBOX
-from bridges.ordering import Blocked, waves
-from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
+from bridges.inprocess.sending import Sending
+from bridges.ports import PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,6 +31,13 @@ _MAX_LATE: Final = 10_000
 """Messages that a sink remembers because readers have them; the oldest are forgotten first, and sent again as new ones."""
 
 
+class _Late(NamedTuple):
+    """A message that readers have, and the call that it was sent with has not waited for."""
+
+    posting: Posting
+    since: int
+
+
 class InProcessSink:
     """Publish to the broker, and answer `Published` when every subscription (one member of each queue group) has acknowledged.
 
@@ -42,6 +49,7 @@ class InProcessSink:
         broker: where.
         timeout: seconds for the acknowledgements of one call; what has none by then is released. It is withdrawn as well, unless readers
             (or a log in memory) have all of it: then it stays with them, and the next call with that message awaits the same again.
+            Where other messages were acknowledged meanwhile, that is a slow handler and no outage: it is released as if behind another.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
         ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
         max_payload: bytes of a payload above which a message is rejected; None for no limit.
@@ -61,28 +69,31 @@ class InProcessSink:
         self._ordered = ordered
         self._limit = max_payload
         self._unheard: Outcome = PUBLISHED if drop_unheard else _UNHEARD
-        self._late: dict[UUID, Posting] = {}
+        self._late: dict[UUID, _Late] = {}
+        self._through = 0
+        """Calls of which something was published: what is late though there was one since is not the fault of the sink."""
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
-        """Publish in waves, so that no two messages of a key are out together. One outcome each, in order."""
-        outcomes: list[Outcome] = [BEHIND] * len(messages)
-        blocked = Blocked(ordered=self._ordered)
-        out: dict[int, Posting] = {}
+        """Publish so that no two messages of a key are out together. One outcome each, in order."""
+        call = Sending(messages, self._through)
+        outcomes, out = call.outcomes, call.out
         try:
             async with asyncio.timeout(self._timeout):
                 if await self._stored_together(messages, out):
                     return [PUBLISHED] * len(messages)
-                for wave in waves(messages, ordered=self._ordered):
-                    await self._publish_wave(messages, wave, outcomes, blocked, out)
+                await self._publish_in_turn(call)
         except TimeoutError:
-            late = Released(Reason.TIMEOUT, f"not acknowledged within {self._timeout:g} s")
-            for index, outcome in enumerate(outcomes):
-                if outcome is BEHIND:
-                    outcomes[index] = PUBLISHED if index in out and out[index].stored else late
+            late = call.late()
+            through = self._through + (PUBLISHED in outcomes)
+            for index in late:
+                reason = Reason.BEHIND if through > call.since.get(index, call.began) else Reason.TIMEOUT
+                outcomes[index] = Released(reason, f"not acknowledged within {self._timeout:g} s")
         finally:
-            for posting in out.values():
+            call.end()
+            self._through += PUBLISHED in outcomes
+            for index, posting in out.items():
                 if posting.withdraw() and posting.open:
-                    self._remember(posting)
+                    self._remember(_Late(posting, call.since.get(index, call.began)))
         return outcomes
 
     async def _stored_together(self, messages: Sequence[Message], out: dict[int, Posting]) -> bool:
@@ -96,41 +107,35 @@ class InProcessSink:
             await self._broker.store(list(out.values()))
         return bool(out) and all(posting.stored for posting in out.values())
 
-    async def _publish_wave(
-        self,
-        messages: Sequence[Message],
-        wave: Sequence[int],
-        outcomes: list[Outcome],
-        blocked: Blocked,
-        out: dict[int, Posting],
-    ) -> None:
-        awaited = []
-        for index in wave:
-            if messages[index] in blocked:
-                continue
+    async def _publish_in_turn(self, call: Sending) -> None:
+        if self._ordered:
+            call.in_order()
+        place = 0
+        while place < len(call.turns) or await call.another():
+            index = call.turns[place]
+            place += 1
             try:
-                outcome = await self._hand_over(messages[index], index, out)
+                outcome = await self._hand_over(call, index)
             except InvalidMessage as problem:
                 outcome = Rejected(Reason.INVALID, str(problem))
             except Closed as problem:
                 outcome = Released(Reason.STOPPING, str(problem))
             except (OSError, LogFailed) as problem:
                 outcome = Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
-            if index in out and out[index].stored:
+            if index in call.out and call.out[index].stored:
                 outcome = PUBLISHED
-            if outcome is not None:
-                outcomes[index] = blocked.note(messages[index], outcome)
+            if outcome is None:
+                call.handed_over(index)
             else:
-                awaited.append(index)
-        for index in awaited:
-            outcomes[index] = blocked.note(messages[index], await out[index].outcome())
-            out[index].open = False
+                call.over(index, outcome)
+        await call.rest()
 
-    async def _hand_over(self, message: Message, index: int, out: dict[int, Posting]) -> Outcome | None:
+    async def _hand_over(self, call: Sending, index: int) -> Outcome | None:
         """Publish one message; return its outcome where that is known without."""
+        message, out = call.messages[index], call.out
         late = self._late.pop(message.id, None)
-        if late is not None and late.message == message:
-            out[index] = late
+        if late is not None and late.posting.message == message:
+            out[index], call.since[index] = late
             return None
         topic = message.topic
         if self._limit is not None and len(message.payload) > self._limit:
@@ -139,11 +144,11 @@ class InProcessSink:
             return self._unheard  # an answer to a request that comes again, or too late, is let go: nobody will ever await it again
         out[index] = self._broker.posting(message, answered=True)
         await self._broker.post(out[index])
-        out[index].open = True
+        out[index].open = not out[index].stored  # what is stored is answered for: when it comes again, it is to be stored again
         return None
 
-    def _remember(self, posting: Posting) -> None:
-        self._late[posting.message.id] = posting
+    def _remember(self, late: _Late) -> None:
+        self._late[late.posting.message.id] = late
         if len(self._late) > _MAX_LATE:
             del self._late[next(iter(self._late))]
 

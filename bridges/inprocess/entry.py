@@ -9,6 +9,8 @@ from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.settings import Drop
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.posting import Posting
@@ -47,14 +49,30 @@ class Pending:
         while self._outcome is None:
             if self._delivery is not None:
                 return await self._delivery.outcome()
-            if self._over is None:
-                self._over = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._over)
+            await asyncio.shield(self._waiter())
         return self._outcome
+
+    def known(self) -> Outcome | None:
+        """Return what `outcome` would; None if it would have to wait for it."""
+        return self._outcome if self._delivery is None else self._delivery.known()
+
+    def tell(self, told: Callable[[object], None]) -> None:
+        """Have something called when `outcome` would return."""
+        if self._delivery is not None:
+            self._delivery.tell(told)
+        elif self._outcome is not None:
+            told(self)
+        else:
+            self._waiter().add_done_callback(lambda _: self.tell(told))
 
     def withdraw(self) -> bool:
         """Take it back if no reader has had it; say whether it was."""
         return self._delivery is not None and self._delivery.withdraw()
+
+    def _waiter(self) -> asyncio.Future[None]:
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+        return self._over
 
     def _tell(self) -> None:
         if self._over is not None and not self._over.done():

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from bridges.errors import Evicted
+from bridges.inprocess.awaited import Awaited
 from bridges.inprocess.backlog import NEAR
 from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.log import Place
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.log import Entry, Log
     from bridges.inprocess.mailbox import Mailbox
-    from bridges.inprocess.posting import Answer
+    from bridges.inprocess.posting import Answer, Posting
     from bridges.inprocess.progress import Cursor
     from bridges.inprocess.runs import Run, Runs
     from bridges.inprocess.stats import TopicCounts
@@ -77,7 +78,7 @@ class Feed:
         self._done: deque[Run] = deque(done)
         self._cursor = cursor
         self._open: dict[int, Timer | None] = {}
-        self._awaited: dict[int, list[_Read]] = {}
+        self._awaited = Awaited()
         self._resuming = False
 
     @property
@@ -117,17 +118,22 @@ class Feed:
             return True
         while (room := mailbox.settings.buffer - mailbox.queued) > 0 and self._next < self._log.next:
             before = mailbox.queued
-            if self._is_done(self._next):
+            begin = self._next
+            if self._is_done(begin):
                 self._next = self._done.popleft()[1]
                 continue
             try:
-                entries = self._log.read(self._next, min(room, _STRIDE))
+                entries = self._log.read(begin, min(room, _STRIDE))
             except Evicted as evicted:
                 self._go_on_at(evicted.first)
                 raise
             for entry in entries:
                 self._take(entry)
             self._next = entries[-1].offset + 1 if entries else self._log.next
+            if self._next - begin > len(entries) and self._awaited:
+                # The log was compacted: those between gave way to newer ones of their keys, and whoever waits for them waits in vain.
+                # Not even they should be sent again, and take the place of the newer ones.
+                self._awaited.settle_between(begin, self._next, self._open, PUBLISHED)
             if mailbox.queued > before:
                 return True
             passed += len(entries)
@@ -152,7 +158,7 @@ class Feed:
     def done(self, offset: int, outcome: Outcome) -> None:
         """An offset is over."""
         self._open.pop(offset, None)
-        self._answer(offset, outcome)
+        self._awaited.settle(offset, outcome)
         if self._cursor is not None:
             self._cursor.over(offset, outcome)
 
@@ -173,21 +179,23 @@ class Feed:
         for timer in self._open.values():
             if timer is not None:
                 timer.cancel()
-        for offset in list(self._awaited):
-            self._answer(offset, OUTCOMES[Drop.ENDED])
+        self._awaited.close(OUTCOMES[Drop.ENDED])
+
+    def appending(self, posting: Posting) -> None:
+        """Something is about to be appended to the log of which an `answer` will be wanted. To be followed by `appended`."""
+        self._awaited.begin(posting, self._log.next)
+
+    def appended(self, posting: Posting) -> None:
+        """It was, or could not be; the answer is asked for by now."""
+        self._awaited.end(posting)
 
     def answer(self, offset: int, *, keeps: bool) -> Answer:
-        """Return what becomes of an offset from now on; ``keeps``: who waits for that keeps what is rejected."""
-        read = _Read(keeps=keeps)
-        if offset < self._next and offset not in self._open:
-            read.over.set_result(PUBLISHED)
-        else:
-            self._awaited.setdefault(offset, []).append(read)
-        return read
+        """Return what becomes of an offset that is appended; ``keeps``: who waits for that keeps what is rejected."""
+        return self._awaited.ask(offset, over=offset < self._next and offset not in self._open, keeps=keeps)
 
     def answered(self, offset: int) -> bool:
         """Say whether somebody waits for what becomes of an offset, and keeps it if it is rejected."""
-        return any(read.keeps for read in self._awaited.get(offset, ()))
+        return self._awaited.kept(offset)
 
     def _take(self, entry: Entry) -> None:
         if not self._is_done(entry.offset) and self._wants(entry.message.topic):
@@ -209,15 +217,10 @@ class Feed:
             self._next,
             first,
         )
+        self._awaited.settle_between(self._next, first, self._open, OUTCOMES[Drop.EVICTED])
         self._next = first
-        for offset in [offset for offset in self._awaited if offset < first and offset not in self._open]:
-            self._answer(offset, OUTCOMES[Drop.EVICTED])
         if self._cursor is not None:
             self._cursor.changed()
-
-    def _answer(self, offset: int, outcome: Outcome) -> None:
-        for read in self._awaited.pop(offset, ()):
-            read.over.set_result(outcome)
 
     def _offer(self, entry: Entry) -> None:
         due = entry.stamps.due
@@ -263,18 +266,3 @@ class Feed:
     def _resume(self) -> None:
         self._resuming = False
         self._mailbox.waiting.wake()
-
-
-class _Read:
-    """What becomes of an offset at a subscription that reads the log."""
-
-    def __init__(self, *, keeps: bool) -> None:
-        self.keeps = keeps
-        self.over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-    async def outcome(self) -> Outcome:
-        return await asyncio.shield(self.over)
-
-    def withdraw(self) -> bool:
-        """It stays in the log."""
-        return False

@@ -10,6 +10,8 @@ from bridges.inprocess.settings import Drop
 from bridges.ports import PUBLISHED, Rejected, Released
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.mailbox import Mailbox
     from bridges.inprocess.routes import Route
@@ -23,6 +25,12 @@ class Answer(Protocol):
 
     async def outcome(self) -> Outcome:
         """Wait for it."""
+
+    def known(self) -> Outcome | None:
+        """Return it; None if it is not known yet."""
+
+    def tell(self, told: Callable[[object], None]) -> None:
+        """Have something called, with whatever, when it is."""
 
     def withdraw(self) -> bool:
         """Take it back if no reader has had it; say whether it was."""
@@ -44,13 +52,14 @@ class Posting:
         deliveries: those that were made and went to a buffer, or were dropped for want of room there.
     """
 
-    __slots__ = ("_answers", "answered", "awaited", "deliveries", "its", "message", "open", "route", "stored")
+    __slots__ = ("_answers", "_listens", "_told", "answered", "awaited", "deliveries", "its", "message", "open", "route", "stored")
 
     def __init__(self, message: Message, route: Route, its: Stamps, *, answered: bool = False) -> None:
         self.message = message
         self.route = route
         self.its = its
-        self.stored = self.open = False
+        self.stored = self.open = self._listens = False
+        self._told: Callable[[], None] | None = None
         self.deliveries: list[Delivery] = []
         self._answers: list[tuple[str, Answer]] = []
         self.answered = self.awaited = answered
@@ -92,13 +101,44 @@ class Posting:
         """Wait for what becomes of it: published once a durable log has it, or else the worst of what its subscriptions make of it."""
         if self.stored:
             return PUBLISHED
-        outcomes = [await answer.outcome() for _, answer in self._answers]
-        for kind in (Rejected, Released):
-            for outcome in outcomes:
-                if isinstance(outcome, kind):
-                    return outcome
-        return PUBLISHED
+        return _worst([await answer.outcome() for _, answer in self._answers])
+
+    def known(self) -> Outcome | None:
+        """Return what `outcome` would; None if it would have to wait for it."""
+        if self.stored:
+            return PUBLISHED
+        if len(self._answers) == 1:
+            return self._answers[0][1].known()
+        outcomes = []
+        for _, answer in self._answers:
+            outcome = answer.known()
+            if outcome is None:
+                return None
+            outcomes.append(outcome)
+        return _worst(outcomes)
+
+    def tell(self, told: Callable[[], None] | None) -> None:
+        """Have something called, in place of what was before, whenever `known` may know, perhaps at once; None: nothing."""
+        self._told = told
+        if told is not None and self._answers and not self._listens:
+            self._listens = True  # once, however many calls await it: a reader may have it for days
+            for _, answer in self._answers:
+                answer.tell(self._heard)
+        elif told is not None:
+            told()
 
     def withdraw(self) -> bool:
         """Its publisher waits no longer: what has had no reader yet gets none. Say whether all of it goes on: with readers, or in a log."""
         return self.stored or not sum(answer.withdraw() for _, answer in self._answers)
+
+    def _heard(self, _: object) -> None:
+        if self._told is not None:
+            self._told()
+
+
+def _worst(outcomes: list[Outcome]) -> Outcome:
+    for kind in (Rejected, Released):
+        for outcome in outcomes:
+            if isinstance(outcome, kind):
+                return outcome
+    return PUBLISHED

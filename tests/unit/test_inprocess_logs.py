@@ -17,7 +17,7 @@ from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason, Rejected, Released
 from tests.engines.deadline import eventually
 from tests.unit.logs import SlowLog, logged, taken
-from tests.unit.messages import made
+from tests.unit.messages import made, whether
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -306,6 +306,24 @@ async def test_who_waits_for_what_was_evicted_is_told() -> None:
         assert isinstance(outcome, Released)
         assert outcome.reason is Reason.FULL
         assert await taken(slow, 2) == [4, 5]
+
+
+async def test_what_a_newer_message_of_its_key_has_taken_out_of_a_log_is_answered() -> None:
+    """Its reader will have the newer one in its place. It is published: sent again, it would take the place of that."""
+    log = MemoryLog(compact=True)
+    broker = await logged(0, log)
+    async with broker.subscribe("orders.*", start="live", buffer=1, ack="explicit") as subscription:
+        await broker.publish(made(0))
+        [busy] = subscription.take_nowait(1)
+        await broker.publish(made(1))
+        sinking = asyncio.create_task(InProcessSink(broker, timeout=20).publish([made(2, key="k"), made(3)]))
+        waiting = asyncio.create_task(broker.publish_and_wait(made(4, key="k"), 20, until="acknowledged"))
+        await eventually(lambda: whether(log.next == 5))
+        await broker.publish(made(5, key="k"))
+        busy.ack()
+        assert await taken(subscription, 3) == [1, 3, 5]
+        assert await asyncio.wait_for(sinking, 10) == [PUBLISHED] * 2
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_the_time_in_queue_is_from_the_publish_whatever_the_message_waited_in() -> None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridges.errors import Stalled
+from bridges.errors import Evicted, Stalled
 from bridges.inprocess import Broker, Drop, InProcessSink, MemoryLog
 from bridges.inprocess.stamps import PLAIN, Stamps
-from bridges.ports import Released
+from bridges.ports import Reason, Released
 from tests.engines.deadline import eventually
+from tests.unit.logs import SlowLog
 from tests.unit.messages import made, publish, whether
 
 if TYPE_CHECKING:
@@ -143,6 +144,43 @@ async def test_until_acknowledged_waits_for_those_that_have_it_in_a_log() -> Non
                     assert not waiting.done()
                     delivery.ack()
             await asyncio.wait_for(waiting, 10)
+
+
+async def test_publish_and_wait_hears_of_what_became_of_a_message_before_the_log_answered() -> None:
+    """A reader may have it, and reject it or lose it, before the append that stored it returns: that is no acknowledgement."""
+    broker, log = Broker(), SlowLog(max_messages=9)
+    broker.keep("orders.>", log)
+    ends = ["reject", "ack", "reject"]
+
+    async def read(subscription: Subscription) -> None:
+        async for delivery in subscription:
+            delivery.reject(Reason.INVALID, "no") if ends[int(delivery.payload)] == "reject" else delivery.ack()
+
+    async with broker.subscribe("orders.*", start="live", name="reader", ack="explicit") as subscription:
+        reading = asyncio.create_task(read(subscription))
+        waits = [broker.publish_and_wait(made(number), 10, until="acknowledged") for number in range(3)]
+        outcomes = await asyncio.gather(*waits, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Stalled, list, Stalled]
+        assert len(broker.dead_letters) == 2
+    await reading
+
+
+async def test_publish_and_wait_hears_of_what_was_evicted_before_the_log_answered() -> None:
+    class Full(SlowLog):
+        """It is full of others by the time that it answers."""
+
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            offset = await super().append(messages, time, stamps)
+            await super().append([made(1, "orders.other")], time)
+            with pytest.raises(Evicted):
+                subscription.take_nowait(1)
+            return offset
+
+    broker = Broker()
+    broker.keep("orders.>", Full(max_messages=1))
+    async with broker.subscribe("orders.created", start="live") as subscription:
+        with pytest.raises(Stalled):
+            await broker.publish_and_wait(made(0), 10, until="acknowledged")
 
 
 async def test_publish_and_wait_leaves_nothing_behind_when_it_is_cancelled() -> None:
