@@ -48,7 +48,8 @@ class InProcessSink:
     Args:
         broker: where.
         timeout: seconds for the acknowledgements of one call; what has none by then is released. It is withdrawn as well, unless readers
-            (or a log in memory) have all of it: then it stays with them, and the next call with that message awaits the same again.
+            (or a log in memory) have all of it: then it stays with them, and the next call with that message awaits the same again, or only
+            looks for it if it has others to publish.
             Where other messages were acknowledged meanwhile, that is a slow handler and no outage: it is released as if behind another.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
         ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
@@ -78,11 +79,11 @@ class InProcessSink:
         call = Sending(messages, self._through)
         outcomes, out = call.outcomes, call.out
         try:
-            async with asyncio.timeout(self._timeout):
-                if await self._stored_together(messages, out):
-                    return [PUBLISHED] * len(messages)
-                await self._publish_in_turn(call)
-        except TimeoutError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    if await self._stored_together(messages, out):
+                        return [PUBLISHED] * len(messages)
+                    await self._publish_in_turn(call)
             late = call.late()
             through = self._through + (PUBLISHED in outcomes)
             for index in late:
@@ -111,24 +112,29 @@ class InProcessSink:
         if self._ordered:
             call.in_order()
         place = 0
-        while place < len(call.turns) or await call.another():
-            index = call.turns[place]
-            place += 1
-            try:
-                outcome = await self._hand_over(call, index)
-            except InvalidMessage as problem:
-                outcome = Rejected(Reason.INVALID, str(problem))
-            except Closed as problem:
-                outcome = Released(Reason.STOPPING, str(problem))
-            except (OSError, LogFailed) as problem:
-                outcome = Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
-            if index in call.out and call.out[index].stored:
-                outcome = PUBLISHED
-            if outcome is None:
-                call.handed_over(index)
-            else:
-                call.over(index, outcome)
-        await call.rest()
+        while True:
+            while place < len(call.turns) or await call.another():
+                await self._take_turn(call, call.turns[place])
+                place += 1
+            await call.rest()
+            if call.enough():
+                return
+
+    async def _take_turn(self, call: Sending, index: int) -> None:
+        try:
+            outcome = await self._hand_over(call, index)
+        except InvalidMessage as problem:
+            outcome = Rejected(Reason.INVALID, str(problem))
+        except Closed as problem:
+            outcome = Released(Reason.STOPPING, str(problem))
+        except (OSError, LogFailed) as problem:
+            outcome = Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
+        if index in call.out and call.out[index].stored:
+            outcome = PUBLISHED
+        if outcome is None:
+            call.handed_over(index)
+        else:
+            call.over(index, outcome)
 
     async def _hand_over(self, call: Sending, index: int) -> Outcome | None:
         """Publish one message; return its outcome where that is known without."""

@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bridges.ports import BEHIND, Published
+from bridges.ports import BEHIND, PUBLISHED, Published
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Sending:
     """The messages of one call. The first of each key has its turn at once, any other when the one before it is published.
 
-    So a message that is not answered for keeps nothing waiting but what comes after it in its key.
+    So a message that is not answered for keeps nothing waiting but what comes after it in its key; and a call of which something is
+    published does not wait again for what an earlier one has handed over, or one slow handler would make every call as long as can be.
 
     Args:
         messages: what is published.
@@ -41,6 +42,7 @@ class Sending:
         self.turns = list(range(len(messages)))
         self._following: dict[int, int] = {}
         self._held: set[int] = set()
+        self._patient = False
         self._moved = asyncio.Event()
 
     def in_order(self) -> None:
@@ -53,7 +55,7 @@ class Sending:
     async def another(self) -> bool:
         """Wait until one more has its turn; say whether there is one, or none will have."""
         turns = len(self.turns)
-        while self._held and len(self.turns) == turns:
+        while len(self.turns) == turns and self._awaits_turns():
             self._moved.clear()
             await self._moved.wait()
         return len(self.turns) > turns
@@ -80,12 +82,19 @@ class Sending:
         """Wait for what becomes of those that nobody is behind."""
         outcomes, out = self.outcomes, self.out
         for index in self.turns:
-            if outcomes[index] is BEHIND:
+            if outcomes[index] is BEHIND and (self._patient or index not in self.since):
                 outcomes[index] = await out[index].outcome()
                 out[index].open = False
 
+    def enough(self) -> bool:
+        """Say whether there is nothing more to wait for. If nothing was published, what an earlier call has handed over is, from now on."""
+        if self._patient or not self.since or PUBLISHED in self.outcomes:
+            return True
+        self._patient = True
+        return False
+
     def late(self) -> list[int]:
-        """The time is over. Take the outcome of whatever is over, and return those that were to be, and are not."""
+        """Nobody waits any more. Take the outcome of whatever is over, and return those that were to be, and are not."""
         late = []
         for index in [index for index in self.turns if self.outcomes[index] is BEHIND]:
             posting = self.out.get(index)
@@ -101,6 +110,10 @@ class Sending:
         for index in self._held:
             self.out[index].tell(None)
         self._held.clear()
+
+    def _awaits_turns(self) -> bool:
+        """Say whether others are behind one that is waited for."""
+        return bool(self._held) if self._patient or not self.since else any(index not in self.since for index in self._held)
 
     def _heard(self, index: int) -> None:
         if index in self._held and (outcome := self.out[index].known()) is not None:

@@ -63,6 +63,29 @@ async def test_what_is_acknowledged_in_time_is_published_though_one_handler_is_s
         assert subscription.take_nowait(9) == []
 
 
+async def test_a_call_does_not_wait_again_for_a_slow_handler_if_something_else_gets_through() -> None:
+    """Or every call would last its whole time, and what it has published would be told that late."""
+    broker = Broker()
+    sink = InProcessSink(broker, timeout=60)
+    slow, behind, other, last = made(b"slow", key="k"), made(b"behind", key="k"), made(b"other"), made(b"last", key="l")
+    async with broker.subscribe(ack="explicit") as subscription:
+        first = asyncio.create_task(sink.publish([slow]))
+        (held,) = await take(subscription, 1)
+        first.cancel()
+        await asyncio.wait({first})
+        second = asyncio.create_task(sink.publish([slow, behind, other, last]))
+        for delivery in await take(subscription, 2):
+            delivery.ack()
+        outcomes = await asyncio.wait_for(second, 10)
+        assert reasons(outcomes) == [Reason.BEHIND, Reason.BEHIND, None, None]
+        alone = asyncio.create_task(sink.publish([slow, behind]))
+        assert await asyncio.wait({alone}, timeout=SHORT) == (set(), {alone}), "there is nothing else: it is waited for"
+        held.ack()
+        (delivery,) = await take(subscription, 1)
+        delivery.ack()
+        assert await asyncio.wait_for(alone, 10) == [PUBLISHED, PUBLISHED]
+
+
 async def test_a_sink_of_which_nothing_is_acknowledged_is_away() -> None:
     """Also if one message is late for the second time, and others got through before it was sent."""
     broker = Broker()
