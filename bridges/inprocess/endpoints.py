@@ -111,11 +111,10 @@ class InProcessSink:
     async def _publish_in_turn(self, call: Sending) -> None:
         if self._ordered:
             call.in_order()
-        place = 0
         while True:
-            while place < len(call.turns) or await call.another():
-                await self._take_turn(call, call.turns[place])
-                place += 1
+            while call.place < len(call.turns) or await call.another():
+                call.place += 1
+                await self._take_turn(call, call.turns[call.place - 1])
             await call.rest()
             if call.enough():
                 return

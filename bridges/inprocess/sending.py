@@ -31,6 +31,7 @@ class Sending:
         outcomes: one for each; what is behind at the end had no turn.
         out: the postings of those that were handed over.
         turns: the messages that have had their turn, or are to have it now, in this order.
+        place: how many of them have had it.
     """
 
     def __init__(self, messages: Sequence[Message], began: int) -> None:
@@ -40,6 +41,7 @@ class Sending:
         self.outcomes: list[Outcome] = [BEHIND] * len(messages)
         self.out: dict[int, Posting] = {}
         self.turns = list(range(len(messages)))
+        self.place = 0
         self._following: dict[int, int] = {}
         self._held: set[int] = set()
         self._patient = False
@@ -54,11 +56,10 @@ class Sending:
 
     async def another(self) -> bool:
         """Wait until one more has its turn; say whether there is one, or none will have."""
-        turns = len(self.turns)
-        while len(self.turns) == turns and self._awaits_turns():
+        while self.place == len(self.turns) and self._awaits_turns():
             self._moved.clear()
             await self._moved.wait()
-        return len(self.turns) > turns
+        return self.place < len(self.turns)
 
     def handed_over(self, index: int) -> None:
         """What becomes of a message is not known yet. Only what others wait for is looked after here: the rest has time until `rest`."""
@@ -79,15 +80,17 @@ class Sending:
             self._moved.set()
 
     async def rest(self) -> None:
-        """Wait for what becomes of those that nobody is behind."""
+        """Wait for what becomes of those that nobody is behind. Meanwhile others may get their turn."""
         outcomes, out = self.outcomes, self.out
-        for index in self.turns:
+        for index in self.turns[: self.place]:
             if outcomes[index] is BEHIND and (self._patient or index not in self.since):
                 outcomes[index] = await out[index].outcome()
                 out[index].open = False
 
     def enough(self) -> bool:
         """Say whether there is nothing more to wait for. If nothing was published, what an earlier call has handed over is, from now on."""
+        if self.place < len(self.turns):
+            return False
         if self._patient or not self.since or PUBLISHED in self.outcomes:
             return True
         self._patient = True
@@ -96,7 +99,7 @@ class Sending:
     def late(self) -> list[int]:
         """Nobody waits any more. Take the outcome of whatever is over, and return those that were to be, and are not."""
         late = []
-        for index in [index for index in self.turns if self.outcomes[index] is BEHIND]:
+        for index in [index for index in self.turns[: self.place] if self.outcomes[index] is BEHIND]:
             posting = self.out.get(index)
             known = posting.known() if posting is not None and (posting.open or posting.stored) else None
             if known is None:

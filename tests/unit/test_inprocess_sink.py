@@ -86,6 +86,27 @@ async def test_a_call_does_not_wait_again_for_a_slow_handler_if_something_else_g
         assert await asyncio.wait_for(alone, 10) == [PUBLISHED, PUBLISHED]
 
 
+async def test_what_has_its_turn_while_others_are_awaited_is_handed_over() -> None:
+    broker = Broker()
+    sink = InProcessSink(broker, timeout=60)
+    slow, behind, other = made(b"slow", key="k"), made(b"behind", key="k"), made(b"other")
+    async with broker.subscribe(ack="explicit") as subscription:
+        first = asyncio.create_task(sink.publish([slow]))
+        (held,) = await take(subscription, 1)
+        first.cancel()
+        await asyncio.wait({first})
+        second = asyncio.create_task(sink.publish([slow, behind, other]))
+        (awaited,) = await take(subscription, 1)
+        held.ack()
+        await asyncio.wait({asyncio.create_task(asyncio.sleep(0))})
+        awaited.ack()
+        (delivery,) = await take(subscription, 1)
+        assert (awaited.payload, delivery.payload) == (b"other", b"behind")
+        assert not second.done()
+        delivery.ack()
+        assert await asyncio.wait_for(second, 10) == [PUBLISHED] * 3
+
+
 async def test_a_sink_of_which_nothing_is_acknowledged_is_away() -> None:
     """Also if one message is late for the second time, and others got through before it was sent."""
     broker = Broker()
