@@ -99,9 +99,12 @@ class Sending:
     def late(self) -> list[int]:
         """Nobody waits any more. Take the outcome of whatever is over, and return those that were to be, and are not."""
         late = []
+        for index, posting in self.out.items():
+            if posting.stored and self.outcomes[index] is BEHIND:
+                self.over(index, PUBLISHED)  # a log has it, with or without a turn
         for index in [index for index in self.turns[: self.place] if self.outcomes[index] is BEHIND]:
-            posting = self.out.get(index)
-            known = posting.known() if posting is not None and (posting.open or posting.stored) else None
+            given = self.out.get(index)
+            known = given.known() if given is not None and given.open else None
             if known is None:
                 late.append(index)
             else:
