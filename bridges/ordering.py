@@ -49,7 +49,9 @@ def parted(messages: Sequence[Message], *, ordered: bool = True) -> tuple[list[i
     if not ordered:
         return list(range(len(messages))), []
     counts = Counter([message.key for message in messages])
-    counts.pop(None, None)
+    counts[None] = 0
+    if max(counts.values()) <= 1:  # nearly always, and this is done for every message
+        return list(range(len(messages))), []
     alone: list[int] = []
     repeating: list[int] = []
     for index, message in enumerate(messages):
@@ -66,6 +68,9 @@ class Blocked:
     def __init__(self, *, ordered: bool = True) -> None:
         self._ordered = ordered
         self._keys: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def __contains__(self, message: Message) -> bool:
         return message.key is not None and message.key in self._keys

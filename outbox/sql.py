@@ -100,9 +100,9 @@ COUNT_HELD: Final = """
 SELECT count(*) FROM :"schema".held WHERE hold = ANY(%s::text[])"""
 
 # Every claim selects the columns of a message, in the order of `bridges.message.Message`, and then those of `outbox.rows.Row`: position,
-# lane, why the row is not to be sent now, which is NULL for nearly all, and the hold of its key. While there is no hold at all, which is
-# asked once a statement, nothing is looked up for a row. Most messages have no headers: taking apart their empty JSON was a tenth of what
-# the pump did for a row.
+# lane, why the row is not to be sent now, which is NULL for nearly all, the hold of its key, and so on. While there is no hold at all,
+# which is asked once a statement, nothing is looked up for a row. Most messages have no headers: taking apart their empty JSON was a tenth
+# of what the pump did for a row.
 _COLUMNS: Final = "id, topic, payload, key, content_type, nullif(headers, '{}'), created_at, position, lane"
 _ASIDE: Final = """
     CASE WHEN expires_at <= statement_timestamp() THEN 'expired'
@@ -132,14 +132,14 @@ LIMIT %(of_holds)s"""
 
 # Scheduled messages whose time has come, and keyless retries. Of my lanes only, since a scheduled message may have a key.
 CLAIM_DEFERRED: Final = f"""
-SELECT {_COLUMNS}, {_ASIDE}, attempts
+SELECT {_COLUMNS}, {_ASIDE}, attempts, false
 FROM :"schema".deferred AS claimed
 WHERE due_at <= statement_timestamp() AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY due_at, position LIMIT %(limit)s"""
 
 # "priority > 0" is written as the partial index has it: as a parameter it would defeat the index.
 CLAIM_PRIORITY: Final = f"""
-SELECT {_COLUMNS}, {_ASIDE}
+SELECT {_COLUMNS}, {_ASIDE}, 0, false
 FROM :"schema".messages AS claimed
 WHERE priority > 0 AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY priority DESC, position LIMIT %(limit)s
@@ -152,7 +152,7 @@ SEE_HORIZON: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigi
 # The FIFO, from the floor on: without it a claim walks every dead index entry that a long transaction keeps alive.
 # LIMIT stands outside FOR UPDATE here because this is no subquery: inside an IN (...), some plans lock and take more rows than the limit.
 CLAIM_FIFO: Final = f"""
-SELECT {_COLUMNS}, {_ASIDE}
+SELECT {_COLUMNS}, {_ASIDE}, 0, false
 FROM :"schema".messages AS claimed
 WHERE priority = 0 AND position > %(floor)s AND lane = ANY(%(lanes)s::smallint[])
 ORDER BY position LIMIT %(limit)s

@@ -115,18 +115,17 @@ class JetStreamSink:
 
     async def _publish_wave(self, client: AckingClient, call: _Call, wave: Sequence[int]) -> None:
         messages, outcomes, blocked = call.messages, call.outcomes, call.blocked
+        if blocked:  # no key is in a wave twice: what is blocked is so from an earlier one
+            wave = [index for index in wave if messages[index] not in blocked]
         window = client.window(len(wave))
         sent: list[int] = []
         try:
             make, max_payload, size = self._framer.frame, client.max_payload, 0
             async with asyncio.timeout_at(call.deadline):
                 for index in wave:
-                    message = messages[index]
-                    if message in blocked:
-                        continue
-                    frame = make(message, window.reply(len(sent)), max_payload)
+                    frame = make(messages[index], window.reply(len(sent)), max_payload)
                     if isinstance(frame, Rejected):
-                        outcomes[index] = blocked.note(message, frame)
+                        outcomes[index] = blocked.note(messages[index], frame)
                         continue
                     sent.append(index)
                     window.frames.append(frame)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # As large as a server for which anybody would measure; everything else is as it comes, and fsync is on.
 _SETTINGS: Final = {"shared_buffers": "512MB", "max_wal_size": "4GB", "shared_preload_libraries": "pg_stat_statements"}
+_STEAL: Final = 7
 _TEMPLATE: Final = "bench_template"
 
 PAYLOAD: Final = 300
@@ -46,6 +47,7 @@ class Stage:
         self._scale = scale
         self._stack = ExitStack()
         self._databases = count(1)
+        self._began = _ticks()
         self._shared: dict[str, str] = {}
 
     def close(self) -> None:
@@ -122,7 +124,18 @@ class Stage:
             "durability": "Postgres with fsync, Kafka with acks=all on one node, JetStream on files without a sync for each message",
             "fsync": f"{1000 * fsync_seconds(self.folder):.2f} ms, the median of writes of 8 KiB",
             "payload": f"{PAYLOAD} bytes",
+            "taken by the machine's neighbours": f"{self._stolen():.0%} of the time",
         }
+
+    def _stolen(self) -> float:
+        """Return which part of the processors' time the host has given to others since the beginning: speed was lower by that, at least."""
+        spent = [now - then for now, then in zip(_ticks(), self._began, strict=True)]
+        return spent[_STEAL] / sum(spent)
+
+
+def _ticks() -> list[int]:
+    """Return the kernel's account of the processors' time, as in proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal."""
+    return [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
 async def fill(dsn: str, rows: int, *, key: str = "NULL", size: int = PAYLOAD) -> None:
