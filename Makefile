@@ -28,7 +28,6 @@ test: $(READY)
 # into the README.
 faults: $(READY)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINK),--sink $(SINK)) $(FAULTS)
-
 	$(if $(README),$(BIN)/python -m tests.faults.report .faults/faults.json > .faults/matrix.md && $(BIN)/python -m tests.tables faults .faults/matrix.md)
 
 # make bench IDS="B1 B4": each claim about speed beside its limit, and a table of what came of it in .bench; README=1 puts it there.

@@ -37,8 +37,8 @@ async def stored(connection: Kafka, topic: str) -> int:
     """Return how many messages a topic has taken, where no producer uses transactions: its partitions' end offsets, all together."""
     consumer = AIOKafkaConsumer(topic, **connection.client_settings())
     prepare(consumer._client, connection._security)
-    await consumer.start()
     try:
+        await consumer.start()
         partitions = consumer.partitions_for_topic(topic) or ()
         return sum((await consumer.end_offsets([TopicPartition(topic, partition) for partition in partitions])).values())
     finally:

@@ -16,7 +16,7 @@ COMPARISONS: Final = (
     *(
         Comparison(
             "B1",
-            f"the pump to {name}, beside the same client from memory",
+            f"the pump's loop to {name}, beside the same client from memory",
             ("pump", "memory"),
             "messages/s",
             {"rate": Target(0.7)},
@@ -27,7 +27,7 @@ COMPARISONS: Final = (
     ),
     Comparison(
         "B1",
-        "the pump to JetStream with --processes 2, beside the same client from memory",
+        "outboxd run --processes 2 to JetStream, beside one client from memory",
         ("pump", "memory"),
         "messages/s",
         {"rate": Target(0.7)},
@@ -42,11 +42,12 @@ COMPARISONS: Final = (
         {"rate": Target(10)},
         peer.beside_peer,
         ("nats",),
+        ("faststream_outbox",),
     ),
     *(
         Comparison(
             "B3",
-            f"commit to consumer through JetStream, beside NOTIFY, at {rate:,} messages/s",
+            f"commit to consumer through JetStream, beside a NOTIFY of the same commit, at {rate:,} messages/s",
             ("outboxd", "NOTIFY"),
             "ms",
             {"p50": _MOST(6), "p99": _MOST(10)},
@@ -83,7 +84,7 @@ COMPARISONS: Final = (
     *(
         Comparison(
             "B6",
-            f"writers with the doorbell, beside the same INSERT without a trigger, {clients} at once",
+            f"writers with the doorbell and an awake pump, beside the same INSERT without a trigger, {clients} at once",
             ("doorbell", "bare"),
             "transactions/s",
             {"rate": Target(0.93)},
@@ -104,7 +105,7 @@ COMPARISONS: Final = (
     ),
     Comparison(
         "B8",
-        "what a drain costs the server",
+        "what a drain costs the server, without images of whole pages",
         ("outboxd",),
         "",
         {

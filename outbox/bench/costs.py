@@ -88,7 +88,7 @@ async def _alone(look: psycopg.AsyncConnection[Any]) -> bool:
 
 async def idle(stage: Stage, _: str) -> Mapping[str, float]:
     """B10: what a daemon does that has nothing to do, as a whole: pump, janitor, probes and gauges."""
-    seconds = stage.seconds(40)
+    seconds = stage.seconds(20)
     async with stage.database() as dsn, stream(stage), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as look:
         name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
         await look.execute(f"ALTER DATABASE {name} SET pg_stat_statements.track = 'all'")

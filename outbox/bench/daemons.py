@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from outbox.bench.stage import until
@@ -36,13 +37,13 @@ listen = "127.0.0.1:{port}"
 @asynccontextmanager
 async def daemon(stage: Stage, dsn: str, name: str, *, processes: int = 1) -> AsyncIterator[int]:
     """Run a daemon that pumps to the stream ``BENCH``; yield its process id when it is ready, and stop it."""
-    port = free_port()
+    port = _free_ports(processes)
     file, log = stage.folder / f"{name}.toml", stage.folder / f"{name}.log"
     file.write_text(_CONFIGURATION.format(servers=stage.nats.servers, port=port))
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time to begin
             [sys.executable, "-m", "outbox.daemon", "run", "-c", str(file), "--processes", str(processes)],
-            env={**os.environ, "OUTBOXD_POSTGRES__DSN": dsn},
+            env={**{name: value for name, value in os.environ.items() if not name.startswith("OUTBOXD_")}, "OUTBOXD_POSTGRES__DSN": dsn},
             stdout=output,
             stderr=output,
         )
@@ -69,3 +70,13 @@ async def daemon(stage: Stage, dsn: str, name: str, *, processes: int = 1) -> As
             await asyncio.to_thread(process.wait, 30)
         finally:
             process.kill()
+
+
+def _free_ports(number: int) -> int:
+    """Return the first of so many ports in a row that nobody listens on."""
+    while True:
+        first = free_port()
+        with ExitStack() as stack, suppress(OSError, OverflowError):
+            for port in range(first, first + number):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first

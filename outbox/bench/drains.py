@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BATCH: Final = 1000
 """Messages in a call of a sink, as in the daemon."""
+_PATIENCE: Final = 600.0
 _IN_FLIGHT: Final = 2
 """Calls at once, as in the daemon."""
 
@@ -44,8 +45,13 @@ class Counting:
 
     def __init__(self, sink: Sink, enough: int) -> None:
         self._sink = sink
-        self._left = enough
         self.done = asyncio.Event()
+        self.expect(enough)
+
+    def expect(self, enough: int) -> None:
+        """From now on it is so many that are enough."""
+        self._left = enough
+        self.done.clear()
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish, and count."""
@@ -90,15 +96,30 @@ BROKERS: Final = {"nats": stream, "kafka": topic}
 async def drain(dsn: str, sink: Sink, rows: int) -> float:
     """Pump so many rows into a sink, and return rows a second."""
     counting = Counting(sink, rows)
+    began = time.perf_counter()
+    async with pumping(dsn, counting) as drained:
+        await drained()
+        return rows / (time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def pumping(dsn: str, counting: Counting) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Run the pump's loop, without what the daemon puts around it, and yield what waits until enough was published."""
     async with OutboxSource(dsn, claims=_IN_FLIGHT) as source:
         bridge = Bridge(source, counting, batch=BATCH, claims=_IN_FLIGHT)
-        began = time.perf_counter()
         running = asyncio.create_task(bridge.run())
-        await counting.done.wait()
-        seconds = time.perf_counter() - began
+
+        async def drained() -> None:
+            enough = asyncio.create_task(counting.done.wait())
+            ended, _ = await asyncio.wait({running, enough}, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if enough not in ended:
+                enough.cancel()
+                running.cancel()
+                raise TimeoutError("the pump has ended, or published nothing more: not everything was acknowledged")
+
+        yield drained
         bridge.stop()
         await running
-    return rows / seconds
 
 
 async def from_memory(sink: Sink, rows: int) -> float:
@@ -158,9 +179,15 @@ async def by_backlog(stage: Stage, side: str) -> Mapping[str, float]:
             return {"rate": await drain(dsn, Accepting(), rows)}
         seconds = 0.0
         turns = max(1, rows // short // 5)
-        for _ in range(turns):
-            await fill(dsn, short)
-            seconds += short / await drain(dsn, Accepting(), short)
+        counting = Counting(Accepting(), short)
+        async with pumping(dsn, counting) as drained, await psycopg.AsyncConnection.connect(dsn) as connection:
+            for turn in range(turns + 1):
+                counting.expect(short)
+                await connection.execute(FILL.format(key="NULL", size=PAYLOAD), (short,))
+                began = time.perf_counter()
+                await connection.commit()
+                await drained()
+                seconds += time.perf_counter() - began if turn else 0  # the first has sessions and statements to prepare
     return {"rate": turns * short / seconds}
 
 

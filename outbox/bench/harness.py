@@ -18,7 +18,7 @@ Measure: TypeAlias = "Callable[[Stage, str], Awaitable[Mapping[str, float]]]"
 
 
 class Unequal(OutboxError):
-    """What arrived is not what was sent: there is no speed to speak of."""
+    """What arrived is not what was sent, or not at all: there is no speed to speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class Comparison:
         targets: of the ratio of the first side to the second, for each figure; with one side, of its value.
         measure: measures one side once.
         needs: names of the engines beside Postgres.
+        modules: that are optional, and needed.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Comparison:
     targets: Mapping[str, Target]
     measure: Measure
     needs: Sequence[str] = ()
+    modules: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

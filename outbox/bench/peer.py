@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from bridges.errors import ConfigurationError
 from outbox.bench.drains import drain, stream
 from outbox.bench.harness import check_equal
 from outbox.bench.stage import PAYLOAD, fill, until
@@ -46,13 +45,11 @@ async def beside_peer(stage: Stage, side: str) -> Mapping[str, float]:
 
 
 async def _relay(stage: Stage, dsn: str, rows: int) -> float:
-    try:
-        from faststream.nats import NatsBroker
-        from faststream_outbox import OutboxBroker, make_outbox_table
-        from sqlalchemy import URL, MetaData
-        from sqlalchemy.ext.asyncio import create_async_engine
-    except ImportError as missing:
-        raise ConfigurationError(f"B2: faststream-outbox is not installed ({missing.name}): pip install 'outboxd[bench]'") from None
+    from faststream.nats import NatsBroker
+    from faststream_outbox import OutboxBroker, make_outbox_table
+    from sqlalchemy import URL, MetaData
+    from sqlalchemy.ext.asyncio import create_async_engine
+
     metadata = MetaData()
     table = make_outbox_table(metadata, table_name="outbox")
     where = conninfo_to_dict(dsn)

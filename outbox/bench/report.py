@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def write(results: Sequence[Result], about: Mapping[str, str], folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.md").write_text(as_markdown(results, about))
     (folder / "bench.json").write_text(json.dumps(as_json(results, about), indent=2) + "\n")
-    draw(results, about, folder / "bench.png")
+    with suppress(ImportError):
+        draw(results, about, folder / "bench.png")
 
 
 def draw(results: Sequence[Result], about: Mapping[str, str], file: Path) -> None:

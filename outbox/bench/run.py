@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -12,7 +13,7 @@ import uvloop
 from bridges.errors import ConfigurationError
 from outbox.bench import report
 from outbox.bench.catalogue import chosen
-from outbox.bench.harness import Result, compare
+from outbox.bench.harness import Comparison, Result, Unequal, compare
 from outbox.bench.stage import Stage
 
 if TYPE_CHECKING:
@@ -38,28 +39,43 @@ class Options:
 
 
 def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
-    """Measure, and tell. Raises `ConfigurationError` for an unknown benchmark or a missing engine before anything is measured."""
+    """Measure, and tell; what was measured before something went wrong is told as well.
+
+    Raises `ConfigurationError` for an unknown benchmark, or for what one needs and is not to be had, before anything is measured.
+    """
     comparisons = chosen(options.ids)
+    results: list[Result] = []
     with closing(Stage(options.scale)) as stage:
         for comparison in comparisons:
-            for engine in comparison.needs:
-                try:
-                    stage.engine(engine)
-                except ConfigurationError as problem:
-                    raise ConfigurationError(f"{comparison.id}: {problem}") from None
+            _check(stage, comparison)
 
-        async def measure() -> list[Result]:
-            results = []
+        async def measure() -> None:
             for comparison in comparisons:
                 say(f"{comparison.id}: {comparison.name}")
-                results += await compare(stage, comparison, options.pairs, say)
-            return results
+                results.extend(await compare(stage, comparison, options.pairs, say))
 
-        results = uvloop.run(measure())
-        about = {"outboxd": version("outboxd"), **stage.about(), "pairs": str(options.pairs)}
-    if options.scale != 1:
-        about["scale"] = f"{options.scale:g}: for a try, and no measurement"
-    say(report.as_text(results))
-    if options.to is not None:
-        report.write(results, about, options.to)
+        try:
+            uvloop.run(measure())
+        except (TimeoutError, RuntimeError) as problem:
+            raise Unequal(str(problem)) from problem
+        finally:
+            about = {"outboxd": version("outboxd"), **stage.about(), "pairs": str(options.pairs)}
+            if options.scale != 1:
+                about["scale"] = f"{options.scale:g}: for a try, and no measurement"
+            if results:
+                say(report.as_text(results))
+                if options.to is not None:
+                    report.write(results, about, options.to)
     return results
+
+
+def _check(stage: Stage, comparison: Comparison) -> None:
+    """Start what a comparison needs. Raises `ConfigurationError` if that cannot be."""
+    try:
+        for engine in ("postgres", *comparison.needs):
+            stage.engine(engine)
+    except ConfigurationError as problem:
+        raise ConfigurationError(f"{comparison.id}: {problem}") from None
+    for module in comparison.modules:
+        if find_spec(module) is None:
+            raise ConfigurationError(f"{comparison.id}: {module} is not installed: pip install 'outboxd[bench]'")

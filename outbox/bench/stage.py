@@ -89,9 +89,15 @@ class Stage:
         """One node of Kafka."""
         return self._stack.enter_context(PrivateKafka())
 
-    def engine(self, name: str) -> PrivateNats | PrivateKafka:
+    def engine(self, name: str) -> PrivatePostgres | PrivateNats | PrivateKafka:
         """Return an engine by its name. Raises `ConfigurationError` if it is not to be had."""
-        return self.nats if name == "nats" else self.kafka
+        match name:
+            case "postgres":
+                return self.postgres
+            case "nats":
+                return self.nats
+            case _:
+                return self.kafka
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[str]:

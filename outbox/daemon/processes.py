@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from bridges.errors import ConfigurationError
@@ -52,52 +53,73 @@ def _addresses(listen: str | None, number: int) -> Iterator[str | None]:
 
 
 class _Group:
-    """The daemons, by their process ids, and whether they were told to end."""
+    """The daemons, by their process ids, and who was told to end, and by whom."""
 
     def __init__(self, addresses: list[str | None], config: Path | None) -> None:
         self._addresses = addresses
         self._config = config
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._told = False
+        self._running: set[int] = set()
+        self._told: set[int] = set()
+        self._signals = 0
+        """How many have come."""
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._tell)
+            signal.signal(number, self._hear)
         for address in self._addresses:
-            if self._told:
+            pid = _start(self._config, address)
+            self._running.add(pid)
+            log.info("process %d of %d: pid %d, probes and metrics at %s", len(self._running), len(self._addresses), pid, address)
+            if self._stops():
+                if pid not in self._told:  # it was being started when the signal came
+                    self._tell(pid, signal.SIGTERM)
                 break
-            process = _start(self._config, address)
-            self._running[process.pid] = process
-            log.info("process %d of %d: pid %d, probes and metrics at %s", len(self._running), len(self._addresses), process.pid, address)
-        if self._told:  # while they were being started: the last one has not heard of it
-            self._tell(signal.SIGTERM)
-        failed = False
+        failed = 0
         while self._running:
             pid, status = os.wait()
-            process = self._running.pop(pid)
-            process.returncode = code = os.waitstatus_to_exitcode(status)
+            self._running.discard(pid)
+            code = os.waitstatus_to_exitcode(status)
+            # One that is told before it has looked for signals, while it is still being imported, ends by the signal itself.
+            as_told = pid in self._told and code in {0, -signal.SIGTERM, -signal.SIGINT}
+            if as_told:
+                continue
+            failed = failed or max(code, 1)
             if not self._told:
                 log.critical("pid %d ended with %d and was not told to: the others are stopped", pid, code)
-                self._tell(signal.SIGTERM)
-                failed = True
-            failed = failed or code != 0
-        return int(failed)
+                for other in self._running:
+                    self._tell(other, signal.SIGTERM)
+        return failed
 
-    def _tell(self, number: int, _: Any = None) -> None:
-        """Hand a signal on: the first has them finish, and a second ends them at once, as it does one daemon."""
-        self._told = True
-        for process in self._running.values():
-            process.send_signal(number)
+    def _hear(self, number: int, _: Any) -> None:
+        """The first signal has those finish who were not told to already; a second ends them at once, as it does one daemon."""
+        self._signals += 1
+        for pid in self._running:
+            if self._signals > 1 or pid not in self._told:
+                self._tell(pid, number)
+
+    def _stops(self) -> bool:
+        return self._signals > 0
+
+    def _tell(self, pid: int, number: int) -> None:
+        self._told.add(pid)
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
-def _start(config: Path | None, address: str | None) -> subprocess.Popen[bytes]:
+def _start(config: Path | None, address: str | None) -> int:
+    """Start a daemon, and return its process id: it is waited for with the others."""
     command = [sys.executable, "-m", "outbox.daemon", "run", *(["-c", str(config)] if config else [])]
     environment = {**os.environ, **({_LISTEN: address} if address else {})}
+    parent = os.getpid()
+
+    def end_with_parent() -> None:
+        # Have the kernel send SIGTERM when the parent is gone, however it went: nobody else would. It may be gone already.
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(1)
+
     # A session of its own: what a terminal sends to all of us comes to it once, through us.
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)  # noqa: PLW1509 - one thread here
-
-
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent is gone, however it went: nobody else would."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=end_with_parent)  # noqa: PLW1509 - one thread here
+    process.returncode = 0  # its end is not asked of this object, which would take it away from `os.wait`
+    return process.pid

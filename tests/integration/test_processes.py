@@ -90,6 +90,25 @@ async def test_one_that_ends_by_itself_takes_the_other_with_it(database: str, co
         assert f"pid {both.pids[1]} ended with -9 and was not told to" in both.log.read_text()
 
 
+async def test_a_signal_while_they_begin_is_no_failure(database: str, tmp_path: Path) -> None:
+    """They are still being imported, and look for no signals: they end by it."""
+    async with Two(tmp_path, IN_PROCESS, database) as both:
+
+        async def one_is_started() -> bool:
+            return len(both.pids) >= 1
+
+        await eventually(one_is_started)
+        both.signal(signal.SIGTERM)
+        assert await both.ended() == 0
+        assert await both.gone()
+
+
+async def test_a_mistake_that_all_of_them_find_is_told_as_one_daemon_tells_it(empty_database: str, tmp_path: Path) -> None:
+    async with Two(tmp_path, IN_PROCESS, empty_database) as both:
+        assert await both.ended() == 2
+        assert "outboxd migrate" in both.log.read_text()
+
+
 async def test_none_is_left_when_the_first_process_is_killed(database: str, connection: psycopg.AsyncConnection, tmp_path: Path) -> None:
     await connection.execute(shop.TABLE)
     async with Two(tmp_path, IN_PROCESS, database) as both:
