@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, LiteralString, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from bridges.backoff import Backoff
 from bridges.deadline import happens
@@ -242,24 +241,25 @@ class OutboxSource:
 
     async def _own_lanes(self, connection: psycopg.AsyncConnection[Any], tried: str | None) -> tuple[list[int], str | None]:
         """Begin a claim and own some lanes; or one lane, for the destination that is to be tried, if one is."""
-        if tried is not None and (lanes := await self._begin(connection, sql.OWN_LANE_OF_DESTINATION, (tried,))):
-            return lanes, tried
+        await self._begin(connection)
+        if tried is not None:
+            cursor = await connection.execute(sql.bind(sql.OWN_LANE_OF_DESTINATION, self._schema), (tried,))
+            if lanes := [lane for (lane,) in await cursor.fetchall()]:
+                return lanes, tried
         # Everything, if there is little to do: one claim then sees all that is due. A share each, if there is much.
         share = self._share if self._busy else LANES
-        lanes = await self._begin(connection, sql.OWN_LANES, (self._next_lane, share))
+        cursor = await connection.execute(sql.bind(sql.OWN_LANES, self._schema), (self._next_lane, share))
+        lanes = [lane for (lane,) in await cursor.fetchall()]
         if lanes:
             self._next_lane = (lanes[-1] + 1) % LANES
         return lanes, None
 
-    async def _begin(self, connection: psycopg.AsyncConnection[Any], own: LiteralString, parameters: Sequence[Any]) -> list[int]:
-        """Begin a transaction, if none has begun, own lanes, and return which: all in one round trip."""
+    async def _begin(self, connection: psycopg.AsyncConnection[Any]) -> None:
         timeout = f"{int(self._claim_timeout * 1000)}ms"
+        # It ends with a Sync, by which a pooler sees that a transaction has begun: what follows is asked for with Flush alone.
         async with connection.pipeline():
-            if connection.info.transaction_status == TransactionStatus.IDLE:
-                await connection.execute(sql.BEGIN_CLAIM)
-                await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
-            cursor = await connection.execute(sql.bind(own, self._schema), parameters)
-            return [lane for (lane,) in await cursor.fetchall()]
+            await connection.execute(sql.BEGIN_CLAIM)
+            await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
 
     async def _select_due(
         self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int, ticket: int, away: list[str]

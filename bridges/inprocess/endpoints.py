@@ -221,7 +221,7 @@ class InProcessSource:
         woken = False
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while mailbox.idle:  # what it was woken for may be another's by now
+                while mailbox.idle and not self._subscription.ended:  # what it was woken for may be another's by now
                     await mailbox.waiting.for_reader(Reader(math.inf))
                     woken = True
         if woken and not mailbox.idle:

@@ -102,7 +102,9 @@ class Sending:
         for index, posting in self.out.items():
             if posting.stored and self.outcomes[index] is BEHIND:
                 self.over(index, PUBLISHED)  # a log has it, with or without a turn
-        for index in [index for index in self.turns[: self.place] if self.outcomes[index] is BEHIND]:
+        # Where none has had its turn, it is the log that has not answered: that is an outage, and nobody is behind anybody.
+        had = self.turns[: self.place] or self.turns
+        for index in [index for index in had if self.outcomes[index] is BEHIND]:
             given = self.out.get(index)
             known = given.known() if given is not None and given.open else None
             if known is None:

@@ -271,3 +271,13 @@ async def test_what_is_dropped_for_a_newer_one_frees_what_was_behind_it_in_its_k
         first.ack()
         await broker.publish(made(b"4", key="other"))  # drops the second, which is next of its key
         assert [delivery.payload for delivery in two.take_nowait(9)] == [b"3", b"4"]
+
+
+async def test_a_source_that_waits_and_is_closed_waits_no_longer() -> None:
+    broker = Broker()
+    source, other = (InProcessSource(broker, "orders.>", group="g") for _ in range(2))
+    waiting = asyncio.create_task(source.wait(60))
+    await asyncio.sleep(0)
+    source.close()
+    await asyncio.wait_for(waiting, 10)
+    other.close()

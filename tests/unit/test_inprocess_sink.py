@@ -9,6 +9,7 @@ import pytest
 
 from bridges.breaker import trouble_in
 from bridges.inprocess import Broker, InProcessSink, MemoryLog, Subscription
+from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released
 from tests.engines.deadline import eventually
 from tests.unit.logs import SlowLog
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bridges.inprocess import Delivery
+    from bridges.message import Message
 
 SHORT = 0.3
 """Seconds for a call that is to be late, and in which the test does the rest."""
@@ -115,6 +117,21 @@ async def test_a_sink_of_which_nothing_is_acknowledged_is_away() -> None:
         assert await sink.publish([made(0)]) == [PUBLISHED]
         for _ in range(2):
             assert reasons(await sink.publish([message])) == [Reason.TIMEOUT]
+
+
+async def test_a_log_that_does_not_answer_is_an_outage() -> None:
+    class Stuck(SlowLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    broker = Broker()
+    broker.keep("orders.>", Stuck())
+    sink = InProcessSink(broker, timeout=0.02)
+    for messages in ([made(1)], [made(1), made(2, key="k"), made(3, key="k")]):
+        outcomes = await sink.publish(messages)
+        assert reasons(outcomes) == [Reason.TIMEOUT] * len(messages)
+        assert trouble_in(outcomes) is not None
 
 
 async def test_a_key_goes_on_while_another_waits_for_its_handler() -> None:
