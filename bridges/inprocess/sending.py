@@ -99,14 +99,14 @@ class Sending:
     def late(self) -> list[int]:
         """Nobody waits any more. Take the outcome of whatever is over, and return those that were to be, and are not."""
         late = []
-        for index, posting in self.out.items():
-            if posting.stored and self.outcomes[index] is BEHIND:
+        for index, sent in self.out.items():
+            if sent.stored and self.outcomes[index] is BEHIND:
                 self.over(index, PUBLISHED)  # a log has it, with or without a turn
         # Where none has had its turn, it is the log that has not answered: that is an outage, and nobody is behind anybody.
         had = self.turns[: self.place] or self.turns
         for index in [index for index in had if self.outcomes[index] is BEHIND]:
-            given = self.out.get(index)
-            known = given.known() if given is not None and given.open else None
+            posting = self.out.get(index)
+            known = posting.known() if posting is not None and posting.open else None
             if known is None:
                 late.append(index)
             else:

@@ -84,7 +84,7 @@ COMPARISONS: Final = (
     *(
         Comparison(
             "B6",
-            f"writers with the doorbell and an awake pump, beside the same INSERT without a trigger, {clients} at once",
+            f"writers with the doorbell while nobody sleeps, beside the same INSERT without a trigger, {clients} at once",
             ("doorbell", "bare"),
             "transactions/s",
             {"rate": Target(0.93)},

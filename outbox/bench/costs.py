@@ -30,13 +30,17 @@ _WAL: Final = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
 
 
 async def per_message(stage: Stage, _: str) -> Mapping[str, float]:
-    """B8: what draining costs the server, exactly: the same on every machine.
+    """B8: what draining costs the server, in what does not depend on how quick the machine is.
 
     Without the full images that Postgres writes of a page that changes for the first time after a checkpoint: how many these are is
     decided by the time between checkpoints, and not by the pump.
     """
     rows = stage.rows(50_000, least=20 * BATCH)
-    async with stage.database() as dsn, _counted(stage, dsn), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as look:
+    async with (
+        stage.database(counted=True) as dsn,
+        _without_page_images(stage),
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as look,
+    ):
         await look.execute("ALTER TABLE outbox.messages SET (autovacuum_enabled = off)")
         await fill(dsn, rows)
         before = await _figures(look)
@@ -57,11 +61,9 @@ async def per_message(stage: Stage, _: str) -> Mapping[str, float]:
 
 
 @asynccontextmanager
-async def _counted(stage: Stage, dsn: str) -> AsyncIterator[None]:
-    """Count the statements of a database, and have no page images in the WAL meanwhile."""
-    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+async def _without_page_images(stage: Stage) -> AsyncIterator[None]:
+    """Have no images of whole pages in the WAL meanwhile."""
     async with await psycopg.AsyncConnection.connect(stage.postgres.dsn, autocommit=True) as connection:
-        await connection.execute(f"ALTER DATABASE {name} SET pg_stat_statements.track = 'all'")
         await connection.execute("ALTER SYSTEM SET full_page_writes = off")
         await connection.execute("SELECT pg_reload_conf()")
         try:
@@ -89,18 +91,20 @@ async def _alone(look: psycopg.AsyncConnection[Any]) -> bool:
 async def idle(stage: Stage, _: str) -> Mapping[str, float]:
     """B10: what a daemon does that has nothing to do, as a whole: pump, janitor, probes and gauges."""
     seconds = stage.seconds(20)
-    async with stage.database() as dsn, stream(stage), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as look:
-        name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
-        await look.execute(f"ALTER DATABASE {name} SET pg_stat_statements.track = 'all'")
-        async with daemon(stage, dsn, "idle") as pid:
-            await asyncio.sleep(5)  # what is done once, at the start, is no part of it
-            before, cpu = await _figures(look), _cpu_seconds(pid)
-            await asyncio.sleep(seconds)
-            after = await _figures(look)
-            return {
-                "queries a second": (after["statements"] - before["statements"]) / seconds,
-                "share of a core": (_cpu_seconds(pid) - cpu) / seconds,
-            }
+    async with (
+        stage.database(counted=True) as dsn,
+        stream(stage),
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as look,
+        daemon(stage, dsn, "idle") as pid,
+    ):
+        await asyncio.sleep(5)  # what is done once, at the start, is no part of it
+        before, cpu = await _figures(look), _cpu_seconds(pid)
+        await asyncio.sleep(seconds)  # what happens in this time is what is measured
+        after = await _figures(look)
+        return {
+            "queries a second": (after["statements"] - before["statements"]) / seconds,
+            "share of a core": (_cpu_seconds(pid) - cpu) / seconds,
+        }
 
 
 async def memory(stage: Stage, side: str) -> Mapping[str, float]:

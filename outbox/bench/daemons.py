@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final

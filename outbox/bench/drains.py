@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BATCH: Final = 1000
 """Messages in a call of a sink, as in the daemon."""
 _PATIENCE: Final = 600.0
+"""Seconds for a drain; the longest takes a tenth of it."""
 _IN_FLIGHT: Final = 2
 """Calls at once, as in the daemon."""
 
@@ -115,7 +116,9 @@ async def pumping(dsn: str, counting: Counting) -> AsyncIterator[Callable[[], Aw
             if enough not in ended:
                 enough.cancel()
                 running.cancel()
-                raise TimeoutError("the pump has ended, or published nothing more: not everything was acknowledged")
+                if running in ended:
+                    running.result()  # an error that ended it says more
+                raise TimeoutError(f"the pump: not everything was acknowledged within {_PATIENCE:g} s")
 
         yield drained
         bridge.stop()
@@ -183,7 +186,7 @@ async def by_backlog(stage: Stage, side: str) -> Mapping[str, float]:
         async with pumping(dsn, counting) as drained, await psycopg.AsyncConnection.connect(dsn) as connection:
             for turn in range(turns + 1):
                 counting.expect(short)
-                await connection.execute(FILL.format(key="NULL", size=PAYLOAD), (short,))
+                await connection.execute(FILL.format(key="NULL"), (short,))
                 began = time.perf_counter()
                 await connection.commit()
                 await drained()
@@ -231,14 +234,14 @@ async def by_pumps(stage: Stage, side: str) -> Mapping[str, float]:
 async def _put_and_drained(dsn: str, rows: int, key: str, stored: Callable[[], Awaitable[int]]) -> float:
     """Put rows in one transaction, and return how many a second daemons that were waiting for them have stored after its commit."""
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
-        await connection.execute(FILL.format(key=key, size=PAYLOAD), (rows,))
+        await connection.execute(FILL.format(key=key), (rows,))
         began = time.perf_counter()
         await connection.commit()
 
     async def all_stored() -> bool:
         return await stored() >= rows
 
-    await until(all_stored, within=600, what="the queue to be drained")
+    await until(all_stored, within=_PATIENCE, what="the queue to be drained")
     return rows / (time.perf_counter() - began)
 
 

@@ -59,7 +59,7 @@ class Latencies:
 
 
 async def to_consumer(stage: Stage, side: str, *, rate: float) -> Mapping[str, float]:
-    """B3: through the outbox, a daemon and JetStream to a subscriber; or through NOTIFY to a listener."""
+    """B3: through the outbox, a daemon and JetStream to a consumer; or through NOTIFY to a listener."""
     async with stage.database() as dsn:
         if side == "NOTIFY":
             return await _notified(stage, dsn, rate)

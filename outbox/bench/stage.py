@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -21,19 +21,25 @@ from outbox.demo.engines import PrivateKafka, PrivateNats
 from outbox.embedded import PrivatePostgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 # As large as a server for which anybody would measure; everything else is as it comes, and fsync is on.
-_SETTINGS: Final = {"shared_buffers": "512MB", "max_wal_size": "4GB", "shared_preload_libraries": "pg_stat_statements"}
+# Statements are counted where a benchmark asks for it, and nowhere else.
+_SETTINGS: Final = {
+    "shared_buffers": "512MB",
+    "max_wal_size": "4GB",
+    "shared_preload_libraries": "pg_stat_statements",
+    "pg_stat_statements.track": "none",
+}
 _STEAL: Final = 7
 _TEMPLATE: Final = "bench_template"
 
 PAYLOAD: Final = 300
-"""Bytes of a message, unless a benchmark says otherwise."""
+"""Bytes of a message."""
 
-FILL: Final = """
+FILL: Final = f"""
 INSERT INTO outbox.messages (topic, key, payload)
-SELECT 'bench.rows', {key}, convert_to(rpad(i::text, {size}), 'UTF8') FROM generate_series(1, %s) AS i"""
+SELECT 'bench.rows', {{key}}, convert_to(rpad(i::text, {PAYLOAD}), 'UTF8') FROM generate_series(1, %s) AS i"""
 
 
 class Stage:
@@ -100,12 +106,14 @@ class Stage:
                 return self.kafka
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[str]:
-        """Make a database with both schemas and nothing in it, yield its dsn, and drop it."""
+    async def database(self, *, counted: bool = False) -> AsyncIterator[str]:
+        """Make a database with both schemas and nothing in it, its statements ``counted`` or not; yield its dsn, and drop it."""
         name = f"bench_{next(self._databases)}"
         async with await psycopg.AsyncConnection.connect(self.postgres.dsn, autocommit=True) as connection:
             await connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
             try:
+                if counted:
+                    await connection.execute(f"ALTER DATABASE {name} SET pg_stat_statements.track = 'all'")
                 yield make_conninfo(self.postgres.dsn, dbname=name)
             finally:
                 await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -144,10 +152,10 @@ def _ticks() -> list[int]:
     return [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
-async def fill(dsn: str, rows: int, *, key: str = "NULL", size: int = PAYLOAD) -> None:
+async def fill(dsn: str, rows: int, *, key: str = "NULL") -> None:
     """Put rows into the outbox, with an SQL expression of ``i`` and ``random()`` for their keys, and have the server do its chores."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        await connection.execute(FILL.format(key=key, size=size), (rows,))
+        await connection.execute(FILL.format(key=key), (rows,))
         await connection.execute("VACUUM ANALYZE outbox.messages")
         await connection.execute("CHECKPOINT")
 
@@ -165,10 +173,10 @@ def fsync_seconds(folder: Path, turns: int = 50) -> float:
     return sorted(took)[turns // 2]
 
 
-async def until(condition: Callable[[], Any], *, within: float, what: str) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], *, within: float, what: str) -> None:
     """Look every 20 ms until an awaited condition holds. Raises `TimeoutError`, which says what was waited for."""
     deadline = time.monotonic() + within
     while not await condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {within:g} s")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # servers and other processes tell nobody here when they are so far

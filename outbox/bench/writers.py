@@ -1,4 +1,4 @@
-"""What the doorbell costs those who write while the pump is awake, as it is under load: B6. Asleep, it is woken by the first of them."""
+"""What the doorbell costs those who write: B6. Nobody sleeps, as under load: the trigger looks for a sleeper and finds none."""
 
 from __future__ import annotations
 

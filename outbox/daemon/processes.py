@@ -53,7 +53,7 @@ def _addresses(listen: str | None, number: int) -> Iterator[str | None]:
 
 
 class _Group:
-    """The daemons, by their process ids, and who was told to end, and by whom."""
+    """The daemons, by their process ids, and which of them were told to end."""
 
     def __init__(self, addresses: list[str | None], config: Path | None) -> None:
         self._addresses = addresses

@@ -69,6 +69,7 @@ def _messages(rng: Random, size: int) -> list[Told]:
         if key and ordered and (exists or rng.random() < 0.5):
             numbers[key] = number  # else it was drawn in the transaction that was rolled back, and is drawn again
         at += rng.random()
+        # mypy widens what `choice` returns to str; it is one of the outcomes.
         put = Put(at, UUID(int=rng.getrandbits(128), version=4), "t", key, number, f"{rng.getrandbits(64):x}", outcome, poison, at + 0.05)  # type: ignore[arg-type]
         late = 0.1 + (0 if number else 3 * rng.random())
         settled = float("inf") if poison else put.ended + late + 0.05

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bridges.inprocess import Broker, MemoryLog
 from bridges.inprocess.stamps import PLAIN, Stamps
-from tests.unit.messages import made
+from tests.unit.messages import made, turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,8 @@ class SlowLog(MemoryLog):
 
     async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
         offset = await super().append(messages, time, stamps)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await turn()
+        await turn()
         return offset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from bridges.message import Message, uuid7
@@ -24,3 +25,8 @@ async def publish(broker: Broker, count: int, topic: str = "orders.created") -> 
 async def whether(condition: bool) -> bool:
     """A condition as `tests.engines.deadline.eventually` wants it."""
     return condition
+
+
+async def turn() -> None:
+    """Let whatever is ready have its turn of the loop: a task that was just made begins, and does what it can before it waits."""
+    await asyncio.sleep(0)

@@ -9,6 +9,7 @@ import pytest
 from bridges.errors import Closed, ConfigurationError, InvalidMessage, InvalidPattern
 from bridges.inprocess import Broker, Subscription
 from bridges.message import Message, uuid7
+from tests.unit.messages import turn
 
 
 def made(topic: str = "orders.created", payload: bytes = b"", key: str | None = None) -> Message:
@@ -46,7 +47,7 @@ async def test_a_member_that_waits_is_woken_when_it_leaves() -> None:
     async with broker.subscribe(group="a"):
         leaves = broker.subscribe(group="a").begin()
         waiting = asyncio.create_task(leaves.take(1))
-        await asyncio.sleep(0)
+        await turn()
         leaves.unsubscribe()
         assert await asyncio.wait_for(waiting, 10) == []
 
@@ -56,7 +57,7 @@ async def test_a_full_buffer_blocks_the_publisher_until_there_is_room() -> None:
     async with broker.subscribe(buffer=1, policy="block") as subscription:
         await broker.publish(made())
         publishing = asyncio.create_task(broker.publish(made()))
-        await asyncio.sleep(0)
+        await turn()
         assert not publishing.done()
         (delivery,) = await subscription.take(1)
         delivery.ack()
@@ -84,7 +85,7 @@ async def test_a_subscription_ends_with_its_task() -> None:
         return await broker.subscribe("a").__aenter__()
 
     subscription = await asyncio.create_task(enter_and_end())
-    await asyncio.sleep(0)
+    await turn()
     assert await broker.publish(made("a")) == []
     assert await subscription.take(1) == []
 
@@ -100,7 +101,7 @@ async def test_iterating_ends_when_the_broker_closes() -> None:
                 delivery.ack()
 
     reading = asyncio.create_task(read())
-    await asyncio.sleep(0)
+    await turn()
     (delivery,) = await broker.publish(made())
     await delivery.outcome()
     broker.close()

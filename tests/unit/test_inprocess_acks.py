@@ -12,6 +12,7 @@ from bridges.inprocess import Broker, InProcessSink, MemoryLog, State
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason, Rejected, Released
 from tests.engines.deadline import eventually
+from tests.unit.messages import turn
 
 QUICK = Backoff(first=0.001, cap=0.002, max_attempts=3)
 
@@ -205,9 +206,9 @@ async def test_prefetch_bounds_what_a_member_has() -> None:
         mine, others = await one.take(99), await two.take(99)
         assert (len(mine), len(others)) == (2, 3)
         waiting = asyncio.create_task(one.take(99))
-        await asyncio.sleep(0)
+        await turn()
         others[0].ack()  # frees the other, and not this one
-        await asyncio.sleep(0)
+        await turn()
         assert not waiting.done()
         mine[0].ack()
         assert len(await asyncio.wait_for(waiting, 10)) == 1
@@ -327,7 +328,7 @@ async def test_what_a_sink_publishes_is_its_own_dead_letter_and_none_of_the_brok
                 delivery.reject(Reason.TOO_LARGE, "no")
 
     rejecting = asyncio.create_task(reject())
-    await asyncio.sleep(0)
+    await turn()
     assert await InProcessSink(broker).publish([made()]) == [Rejected(Reason.TOO_LARGE, "no")]
     assert len(broker.dead_letters) == 0
     rejecting.cancel()
@@ -381,7 +382,7 @@ async def test_what_a_reader_has_stays_with_it_when_its_sink_waits_no_longer() -
             sinking = asyncio.create_task(sink.publish([message]))
         await sinking
         behind = asyncio.create_task(patient.publish([message._replace(id=uuid7())]))
-        await asyncio.sleep(0)
+        await turn()
         assert delivery.held
         assert other.take_nowait(1) == [], "its key is taken"
         delivery.in_progress()

@@ -11,7 +11,7 @@ from bridges.errors import ConfigurationError
 from bridges.inprocess import Broker, InProcessSource, MemoryLog, Subscription
 from bridges.ports import PUBLISHED
 from tests.engines.deadline import eventually
-from tests.unit.messages import made
+from tests.unit.messages import made, turn
 
 
 async def test_topics_are_isolated() -> None:
@@ -62,7 +62,7 @@ async def test_members_join_and_leave_under_load_without_loss() -> None:  # noqa
         taken = 0
         async for delivery in subscription:
             if number % 3:
-                await asyncio.sleep(0)
+                await turn()
             taken += 1
             if taken > 5 + number % 7:
                 if number % 2:
@@ -80,7 +80,7 @@ async def test_members_join_and_leave_under_load_without_loss() -> None:  # noqa
         while not over.is_set():
             members = [asyncio.create_task(member(group, number + place)) for place in range(4)]
             number += 4
-            await asyncio.sleep(0)
+            await turn()
             members[number // 4 % 4].cancel()
             await asyncio.wait(members, timeout=0.02)
             for one in members:
@@ -113,12 +113,12 @@ async def test_a_key_is_with_one_member_at_a_time_and_in_order() -> None:
             async for delivery in subscription:
                 assert delivery.key not in busy
                 busy.add(delivery.key)
-                await asyncio.sleep(0)
+                await turn()
                 busy.discard(delivery.key)
                 order.setdefault(delivery.key, []).append(int(delivery.payload))
 
     members = [asyncio.create_task(member()) for _ in range(5)]
-    await asyncio.sleep(0)
+    await turn()
     for number in range(500):
         await broker.publish(made(str(number).encode(), key=f"k{number % 3}"))
 
@@ -138,7 +138,7 @@ async def test_several_tasks_may_iterate_over_one_subscription() -> None:
 
         async def work() -> None:
             async for delivery in subscription:
-                await asyncio.sleep(0)
+                await turn()
                 seen.append(delivery.payload)
 
         workers = [asyncio.create_task(work()) for _ in range(3)]
@@ -194,7 +194,7 @@ async def test_a_made_name_is_never_one_that_was_given() -> None:
         assert set(broker.figures().subscriptions) == {given.name, one.name, two.name}
         await broker.publish(made(topic="a.b"))
         blocked = asyncio.create_task(broker.publish(made(topic="a.b")))
-        await asyncio.sleep(0)
+        await turn()
         given.unsubscribe()
         assert await asyncio.wait_for(blocked, 10) == []
         assert not broker.hears("a.b")
@@ -209,7 +209,7 @@ async def test_who_makes_room_wakes_the_next_reader_for_what_is_behind_the_buffe
     (first,) = one.take_nowait(1)
     first.nack(0.05)
     waits = [asyncio.create_task(member.take(1)) for member in (one, two)]
-    await asyncio.sleep(0)
+    await turn()
     await broker.publish(made(1))
     taken = [delivery.payload for wait in waits for delivery in await asyncio.wait_for(wait, 10)]
     assert sorted(taken) == [b"0", b"1"]
@@ -220,7 +220,7 @@ async def test_a_source_that_is_woken_and_does_not_claim_leaves_the_message_to_t
     broker = Broker()
     one, two = (InProcessSource(broker, "orders.>", group="g") for _ in range(2))
     waits = [asyncio.create_task(source.wait(60)) for source in (one, two)]
-    await asyncio.sleep(0)
+    await turn()
     await broker.publish(made(b"1"))
     await asyncio.wait_for(asyncio.gather(*waits), 10)
     async with two.claim(1) as batch:
@@ -232,11 +232,11 @@ async def test_a_source_waits_on_when_another_was_quicker() -> None:
     broker = Broker()
     source, quick = (InProcessSource(broker, "orders.>", group="g") for _ in range(2))
     wait = asyncio.create_task(source.wait(60))
-    await asyncio.sleep(0)
+    await turn()
     await broker.publish(made(b"1"))
     async with quick.claim(1) as batch:
         for _ in range(3):
-            await asyncio.sleep(0)
+            await turn()
         assert not wait.done()
         await batch.settle([PUBLISHED])
     await broker.publish(made(b"2"))
@@ -250,7 +250,7 @@ async def test_a_member_that_has_all_it_may_does_not_keep_a_message_from_one_tha
         await broker.publish(made(b"1"))
         assert len(await full.take(1)) == 1
         waits = [asyncio.create_task(full.take(1)), asyncio.create_task(free.take(1))]
-        await asyncio.sleep(0)
+        await turn()
         await broker.publish(made(b"2"))
         assert [delivery.payload for delivery in await asyncio.wait_for(waits[1], 10)] == [b"2"]
         assert not waits[0].done()
@@ -277,7 +277,7 @@ async def test_a_source_that_waits_and_is_closed_waits_no_longer() -> None:
     broker = Broker()
     source, other = (InProcessSource(broker, "orders.>", group="g") for _ in range(2))
     waiting = asyncio.create_task(source.wait(60))
-    await asyncio.sleep(0)
+    await turn()
     source.close()
     await asyncio.wait_for(waiting, 10)
     other.close()

@@ -17,7 +17,7 @@ from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason, Rejected, Released
 from tests.engines.deadline import eventually
 from tests.unit.logs import SlowLog, logged, taken
-from tests.unit.messages import made, whether
+from tests.unit.messages import made, turn, whether
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,13 +49,13 @@ async def test_the_step_from_replay_to_live_neither_loses_nor_repeats(log: type[
     async def publish(publisher: int) -> None:
         for number in range(200):
             await broker.publish(made(1000 * publisher + number))
-            await asyncio.sleep(0)
+            await turn()
 
     async def subscribe() -> None:
         for _ in range(10):
             subscriptions.append(broker.subscribe("orders.*", start="beginning", buffer=7, name="replay").begin())
             for _ in range(11):
-                await asyncio.sleep(0)
+                await turn()
 
     publishing = asyncio.gather(*(publish(publisher) for publisher in range(1, 5)))
     await asyncio.gather(publishing, subscribe())
@@ -299,7 +299,7 @@ async def test_who_waits_for_what_was_evicted_is_told() -> None:
         waiting = asyncio.create_task(InProcessSink(broker, timeout=20).publish([made(1)]))
         for number in range(2, 6):
             await broker.publish(made(number))
-            await asyncio.sleep(0)
+            await turn()
         with pytest.raises(Evicted):
             slow.take_nowait(9)
         [outcome] = await asyncio.wait_for(waiting, 10)

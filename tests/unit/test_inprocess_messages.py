@@ -15,7 +15,7 @@ from bridges.inprocess import Broker, DataclassCodec, Drop, Functions, InProcess
 from bridges.message import Message, uuid7
 from bridges.ports import PUBLISHED, Reason
 from tests.engines.deadline import eventually
-from tests.unit.messages import made
+from tests.unit.messages import made, turn
 
 if TYPE_CHECKING:
     from bridges.inprocess.settings import PolicyName
@@ -74,7 +74,7 @@ async def test_what_expires_before_its_timer_can_say_so_is_not_delivered(way: st
         await asyncio.wait({publish}, timeout=0.01)
         assert publish.done() is ("room" not in way)
         following = asyncio.create_task(broker.publish(made(b"last", key=key)))
-        await asyncio.sleep(0)
+        await turn()
         time.sleep(0.03)  # noqa: ASYNC251 -- the event loop has no turn
         taken: list[bytes] = []
         async with asyncio.timeout(10):
@@ -166,7 +166,7 @@ async def test_a_request_gets_the_first_reply() -> None:
                 await delivery.reply(b"a second one is let go")
 
     servers = [asyncio.create_task(serve(prefix)) for prefix in (b"1", b"2")]
-    await asyncio.sleep(0)
+    await turn()
     answers = await asyncio.gather(*(broker.request(made(str(number).encode(), "square"), 20) for number in range(20)))
     assert [answer.payload[1:] for answer in answers] == [str(number).encode() * 2 for number in range(20)]
     assert {answer.headers["by"] for answer in answers} == {"me"}
@@ -186,7 +186,7 @@ async def test_an_answer_counts_though_who_gave_it_has_left_before_the_publish_w
         slow.unsubscribe()
 
     server = asyncio.create_task(serve_once())
-    await asyncio.sleep(0)
+    await turn()
     assert (await broker.request(made(b"2", "square"), 20)).payload == b"4"
     await server
 

@@ -16,7 +16,7 @@ from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import PUBLISHED, Reason
 from tests.engines.deadline import eventually
 from tests.unit.logs import SlowLog, logged, taken
-from tests.unit.messages import made
+from tests.unit.messages import made, turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Cursors:
         self.saved: dict[str, Place] = {}
 
     async def save(self, name: str, place: Place) -> None:
-        await asyncio.sleep(0)
+        await turn()
         self.saved[name] = place
 
     def load(self, name: str) -> Place | None:
@@ -140,7 +140,7 @@ async def test_nothing_is_answered_for_behind_a_durable_name_whose_beginning_is_
     subscription = broker.subscribe("orders.*", durable="billing").begin()
     publishing = [asyncio.create_task(InProcessSink(broker).publish([made(0)])), asyncio.create_task(broker.publish(made(1)))]
     for _ in range(20):
-        await asyncio.sleep(0)
+        await turn()
     assert (log.next, cursors.saved) == (0, {})
     cursors.going.set()
     assert (await asyncio.wait_for(asyncio.gather(*publishing), 10))[0] == [PUBLISHED]
@@ -221,7 +221,7 @@ async def test_a_publish_is_answered_with_the_name_saved_that_began_while_it_was
 
     class Storing(MemoryLog):
         async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
-            await asyncio.sleep(0)
+            await turn()
             offset = await super().append(messages, time, stamps)
             stored.set()
             return offset
@@ -230,7 +230,7 @@ async def test_a_publish_is_answered_with_the_name_saved_that_began_while_it_was
         async def save(self, name: str, place: Place) -> None:
             await stored.wait()
             for _ in range(10):  # more turns than a publisher needs to be answered
-                await asyncio.sleep(0)
+                await turn()
             await super().save(name, place)
             steps.append(f"saved {place.below}")
 
@@ -238,7 +238,7 @@ async def test_a_publish_is_answered_with_the_name_saved_that_began_while_it_was
     broker.keep("orders.>", Storing(), cursors)
     publishing = asyncio.create_task(broker.publish(made(0)))
     publishing.add_done_callback(lambda _: steps.append("answered"))
-    await asyncio.sleep(0)
+    await turn()
     subscription = broker.subscribe("orders.*", durable="d").begin()
     await asyncio.wait_for(publishing, 10)
     assert (steps, await taken(subscription, 1)) == (["saved 0", "answered"], [0])
@@ -419,7 +419,7 @@ async def test_a_place_that_cannot_be_saved_is_tried_again_by_itself_and_said_on
         await broker.publish(made(number))
         await taken(subscription, 1)
         for _ in range(5):
-            await asyncio.sleep(0)
+            await turn()
     assert cursors.tries - before <= (time.monotonic() - began) / 0.05 + 2
 
     async def tried_twice() -> bool:

@@ -13,7 +13,7 @@ from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released
 from tests.engines.deadline import eventually
 from tests.unit.logs import SlowLog
-from tests.unit.messages import made, whether
+from tests.unit.messages import made, turn, whether
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ async def test_what_has_its_turn_while_others_are_awaited_is_handed_over() -> No
         second = asyncio.create_task(sink.publish([slow, behind, other]))
         (awaited,) = await take(subscription, 1)
         held.ack()
-        await asyncio.wait({asyncio.create_task(asyncio.sleep(0))})
+        await turn()
         awaited.ack()
         (delivery,) = await take(subscription, 1)
         assert (awaited.payload, delivery.payload) == (b"other", b"behind")

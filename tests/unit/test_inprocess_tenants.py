@@ -12,6 +12,7 @@ from bridges.errors import ConfigurationError
 from bridges.inprocess import Broker, Subscription, Tenants
 from bridges.inprocess.fairline import FairLine
 from bridges.message import Message, uuid7
+from tests.unit.messages import turn
 
 
 def of(tenant: str, payload: bytes = b"x", key: str | None = None) -> Message:
@@ -119,7 +120,7 @@ async def test_a_flood_of_one_tenant_blocks_its_own_publishers() -> None:
         for _ in range(10):
             await broker.publish(of("loud"))
         blocked = asyncio.create_task(broker.publish(of("loud")))
-        await asyncio.sleep(0)
+        await turn()
         for _ in range(3):
             await asyncio.wait_for(broker.publish(of("quiet")), 10)
         assert not blocked.done()
@@ -172,7 +173,7 @@ async def test_what_waits_beside_the_line_is_of_its_tenants_share(how: str) -> N
     subscription = await with_nothing_in_line(broker, how, 10, buffer=10, policy="block")
     assert broker.figures().subscriptions["fair"].tenants == {"loud": 10}
     blocked = asyncio.create_task(broker.publish(of("loud")))
-    await asyncio.sleep(0)
+    await turn()
     assert not blocked.done()
     for _ in range(5):
         await asyncio.wait_for(broker.publish(of("quiet")), 10)
@@ -190,7 +191,7 @@ async def test_however_many_tenants_there_are_they_have_twice_the_buffer_at_the_
         publishers: list[asyncio.Task[object]] = []
         for number in range(40):
             publishers += [asyncio.create_task(broker.publish(of(f"t{number}"))) for _ in range(10)]
-            await asyncio.sleep(0)
+            await turn()
         assert subscription.mailbox.queued == 20
         seen = Counter(delivery.headers["tenant"] for delivery in subscription.take_nowait(5))
         assert set(subscription.mailbox.lags) >= {f"t{number}" for number in range(8)}

@@ -14,7 +14,7 @@ from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import Reason, Released
 from tests.engines.deadline import eventually
 from tests.unit.logs import SlowLog
-from tests.unit.messages import made, publish, whether
+from tests.unit.messages import made, publish, turn, whether
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ async def test_publishers_that_wait_go_on_in_their_order_and_one_that_is_cancell
     async with broker.subscribe(buffer=1, policy="block") as subscription:
         await broker.publish(made(0))
         waiting = [asyncio.create_task(broker.publish(made(number))) for number in range(1, 5)]
-        await asyncio.sleep(0)
+        await turn()
         waiting[1].cancel()
         seen = [int(delivery.payload) for _ in range(4) for delivery in await asyncio.wait_for(subscription.take(1), 10)]
         assert seen == [0, 1, 3, 4]
@@ -41,7 +41,7 @@ async def test_a_publisher_that_waits_is_freed_when_the_subscription_ends() -> N
     subscription = broker.subscribe(buffer=1, policy="block").begin()
     await broker.publish(made())
     waiting = asyncio.create_task(broker.publish(made()))
-    await asyncio.sleep(0)
+    await turn()
     subscription.unsubscribe()
     subscription.unsubscribe()
     assert await asyncio.wait_for(waiting, 10) == []
@@ -81,7 +81,7 @@ async def test_publish_and_wait_waits_for_room_where_publish_would_drop() -> Non
     async with broker.subscribe(buffer=1) as subscription:
         await broker.publish(made(1))
         waiting = asyncio.create_task(broker.publish_and_wait(made(2), 20))
-        await asyncio.sleep(0)
+        await turn()
         assert [int(delivery.payload) for delivery in await subscription.take(1)] == [1]
         assert len(await asyncio.wait_for(waiting, 10)) == 1
         assert [int(delivery.payload) for delivery in await subscription.take(1)] == [2]
@@ -115,7 +115,7 @@ async def test_a_publisher_that_waits_is_not_overtaken() -> None:
     async with broker.subscribe(buffer=1, policy="block") as subscription:
         await broker.publish(made(0))
         waiting = [asyncio.create_task(broker.publish(made(number))) for number in range(1, 4)]
-        await asyncio.sleep(0)
+        await turn()
         waiting.append(asyncio.create_task(broker.publish(made(4))))  # its turn is before that of those who are woken below
         seen = [int(delivery.payload) for delivery in subscription.take_nowait(1)]
         while len(seen) < 5:
@@ -218,7 +218,7 @@ async def test_a_message_passes_over_any_number_of_readers_that_are_cancelled() 
     async with broker.subscribe() as subscription:
         cancelled = [asyncio.create_task(subscription.take(1)) for _ in range(3000)]
         waits = asyncio.create_task(subscription.take(1))
-        await asyncio.sleep(0)
+        await turn()
         for task in cancelled:
             task.cancel()
         await broker.publish(made(1))
