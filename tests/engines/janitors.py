@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import psycopg
+    import pytest
 
 DAY = timedelta(days=1)
 SOON = Backoff(first=0.01, cap=0.05)
@@ -33,6 +34,11 @@ class Figures:
 
     async def some(self) -> bool:
         return bool(self.seen)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what outboxd has logged: psycopg says so when a query that it cancels is cut short, which is nobody's trouble here."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("outboxd")]
 
 
 @asynccontextmanager

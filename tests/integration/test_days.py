@@ -28,6 +28,7 @@ from outbox.daemon.inspection import diagnose
 from outbox.janitor import ARCHIVE, archive_schedule, keep_archive
 from tests.engines.command import configured
 from tests.engines.deadline import eventually
+from tests.engines.janitors import told
 from tests.engines.partitions import make, partitions, today
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ async def test_days_are_made_and_dropped_beside_consumers_who_are_always_at_work
         await eventually(kept, within=60)
         running.cancel()
         await asyncio.wait({running})
-    told = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith(f"{PROCESSED.name(begin)}: it is not made, though its rows come in by tomorrow (") for line in told)
-    assert len(told) == len(set(told)), "each once"
+    said = told(caplog)
+    assert any(line.startswith(f"{PROCESSED.name(begin)}: it is not made, though its rows come in by tomorrow (") for line in said)
+    assert len(said) == len(set(said)), "each once"
 
 
 def test_patience_grows_and_has_an_end() -> None:

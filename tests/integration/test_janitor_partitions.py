@@ -18,7 +18,7 @@ from migrations.partitions import Patience, Upkeep
 from migrations.schedule import Schedule
 from outbox.janitor import ARCHIVE, keep_archive
 from tests.engines.deadline import eventually
-from tests.engines.janitors import DAY, Figures, archive, tidying
+from tests.engines.janitors import DAY, Figures, archive, tidying, told
 from tests.engines.partitions import make, partitions, rows, today
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ async def test_without_the_right_there_is_one_warning_and_all_goes_on(
         await eventually(many_turns)
         await archive(connection, DAY)
     assert await rows(connection, "outbox.archive") == {"archive_default": 1}
-    (warning,) = caplog.records
-    assert "run `outboxd tidy` every day as the owner of the schema" in warning.getMessage()
+    (warning,) = told(caplog)
+    assert "run `outboxd tidy` every day as the owner of the schema" in warning
 
 
 async def test_a_partition_belongs_to_whom_the_table_belongs_to(database: str, connection: psycopg.AsyncConnection) -> None:
