@@ -93,6 +93,10 @@ class _Read:
     def tell(self, told: Callable[[object], None]) -> None:
         self.over.add_done_callback(told)
 
+    def unread(self) -> bool:
+        """It may be with a reader by now: the log does not tell."""
+        return not self.over.done()
+
     def withdraw(self) -> bool:
         """It stays in the log."""
         return False

@@ -229,10 +229,10 @@ class Broker:
         self._check_open()
         return Posting(message, self._route(message.topic), PLAIN, answered=answered)
 
-    async def post(self, posting: Posting) -> None:
-        """Publish; how far that came, the posting says even if this is cancelled."""
+    def post(self, posting: Posting) -> None:
+        """Publish; what comes of it, and when, the posting knows."""
         if not self._replies.settle(posting.message):
-            await self._dispatch.post(posting)
+            posting.waits_for(self._dispatch.begin(posting))
 
     async def store(self, postings: Sequence[Posting]) -> None:
         """Publish messages that one durable log keeps, stored all together; nothing is done if they are others: see `Posting.stored`."""

@@ -221,9 +221,13 @@ class Delivery:
         if self.held:
             self.mailbox.extend(self)
 
+    def unread(self) -> bool:
+        """Say whether no reader has had it yet, and one may."""
+        return self.reader is None and not self.over
+
     def withdraw(self) -> bool:
         """The publisher waits no longer: it is dropped, unless a reader has had it; say whether it was."""
-        if self.over or self.reader is not None:
+        if not self.unread():
             return False
         self.mailbox.drop(self, Drop.WITHDRAWN)
         return True

@@ -43,13 +43,17 @@ class Dispatch:
     async def special(self, message: Message, route: Route, its: Stamps) -> list[Delivery]:
         """Store a message if its topic keeps a log, and deliver it now or at its time."""
         posting = Posting(message, route, its)
-        await self.post(posting)
+        await self._post(posting)
         return posting.deliveries
 
-    async def post(self, posting: Posting) -> None:
-        """Do the same, for somebody who has the posting."""
-        await self._store(posting)
-        await self._deliver(posting)
+    def begin(self, posting: Posting) -> Sequence[asyncio.Future[Any]]:
+        """Do the same, for somebody who has the posting: return what is to be waited for, and cancelled if nobody does."""
+        if posting.route.kept is None:
+            return self._deliver(posting)
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._post(posting))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return [task]
 
     async def store(self, postings: Sequence[Posting]) -> None:
         """Store messages that one durable log keeps, all together, and deliver them; nothing is done if they are others."""
@@ -105,6 +109,10 @@ class Dispatch:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
+    async def _post(self, posting: Posting) -> None:
+        await self._store(posting)
+        await _each(self._deliver(posting))
+
     async def _store(self, posting: Posting) -> None:
         kept = posting.route.kept
         if kept is None:
@@ -120,13 +128,14 @@ class Dispatch:
             for feed in feeds:
                 feed.appended(posting)
 
-    async def _deliver(self, posting: Posting) -> None:
+    def _deliver(self, posting: Posting) -> Sequence[asyncio.Future[Any]]:
+        """Deliver a message, now or at its time; return what is to be waited for where there is no room."""
         its, now = posting.its, time.time()
         if its.due is not None and its.due > now:
             self.scheduled += 1
             self._timers.at(monotonic() + its.due - now, partial(self._come_due, posting.message, its))
-        else:
-            await _each([_enter(box, posting) for box in self._offer(posting)])
+            return ()
+        return [_enter(box, posting) for box in self._offer(posting)]
 
     def _offer(self, posting: Posting) -> list[Mailbox]:
         """Deliver a message wherever that needs no waiting; return where it does."""
@@ -158,7 +167,10 @@ class Dispatch:
         route = self._routes.known.get(message.topic) or self._routes.find(message.topic)
         if not route.boxes or (its.expires is not None and its.expires <= time.time()):
             return
-        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._deliver(Posting(message, route, its._replace(due=None))))
+        waits = self._deliver(Posting(message, route, its._replace(due=None)))
+        if not waits:
+            return
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(_each(waits))
         self._tasks.add(task)
         task.add_done_callback(self._over)
 

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from bridges.backoff import Backoff
-from bridges.errors import Closed, InvalidMessage, LogFailed, SourceUnavailable, told
+from bridges.errors import Closed, InvalidMessage, LogFailed, SourceUnavailable
 from bridges.inprocess.delivery import Reader
 from bridges.inprocess.request import INBOX
-from bridges.inprocess.sending import Sending
+from bridges.inprocess.sending import Sending, outcome_of
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from uuid import UUID
 
     from bridges.inprocess.broker import Broker
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 _FOR_EVER: Final = Backoff()
 _UNHEARD: Final = Released(Reason.MISSING, "no subscription takes this topic")
 _MAX_LATE: Final = 10_000
-"""Messages that a sink remembers because readers have them; the oldest are forgotten first, and sent again as new ones."""
+"""Messages that a sink remembers because they are still under way; the oldest are withdrawn first, and sent again as new ones."""
 
 
 class _Late(NamedTuple):
-    """A message that readers have, and the call that it was sent with has not waited for."""
+    """A message that is under way, and the call that it was sent with waits for it no longer."""
 
     posting: Posting
     since: int
@@ -47,10 +47,10 @@ class InProcessSink:
 
     Args:
         broker: where.
-        timeout: seconds for the acknowledgements of one call; what has none by then is released. It is withdrawn as well, unless readers
-            (or a log in memory) have all of it: then it stays with them, and the next call with that message awaits the same again, or only
-            looks for it if it has others to publish.
-            Where other messages were acknowledged meanwhile, that is a slow handler and no outage: it is released as if behind another.
+        timeout: seconds for the acknowledgements of one call; what has none by then is released, and stays where it is: with a reader, in
+            a buffer, or in line for one. The next call with that message awaits the same again, or only looks for it if it has others to
+            publish. Where other messages were acknowledged meanwhile, that is a slow handler and no outage: it is released as if behind
+            another. What a call that is cancelled has handed over is withdrawn, unless readers (or a log in memory) have all of it.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
         ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
         max_payload: bytes of a payload above which a message is rejected; None for no limit.
@@ -77,14 +77,18 @@ class InProcessSink:
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish so that no two messages of a key are out together. One outcome each, in order."""
         call = Sending(messages, self._through)
-        outcomes, out = call.outcomes, call.out
+        outcomes = call.outcomes
+        late: Collection[int] | None = None
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timeout):
-                    if await self._stored_together(messages, out):
+                    if await self._stored_together(call):
                         return [PUBLISHED] * len(messages)
-                    await self._publish_in_turn(call)
-            late = call.late()
+                    if self._ordered:
+                        call.in_order()
+                    while (index := await call.turn()) is not None:
+                        self._take_turn(call, index)
+            late = set(call.late())
             through = self._through + (PUBLISHED in outcomes)
             for index in late:
                 reason = Reason.BEHIND if through > call.since.get(index, call.began) else Reason.TIMEOUT
@@ -92,70 +96,70 @@ class InProcessSink:
         finally:
             call.end()
             self._through += PUBLISHED in outcomes
-            for index, posting in out.items():
-                if posting.withdraw() and posting.open:
-                    self._remember(_Late(posting, call.since.get(index, call.began)))
+            self._end(call, late)
         return outcomes
 
-    async def _stored_together(self, messages: Sequence[Message], out: dict[int, Posting]) -> bool:
+    async def _stored_together(self, call: Sending) -> bool:
         """Have one durable log store the whole call, which keeps every order. False if that cannot be: then one by one."""
+        messages = call.messages
         if not messages or (self._limit is not None and any(len(message.payload) > self._limit for message in messages)):
             return False
-        # What goes wrong is no outcome yet: one by one, each message has its own, and what the log refuses as a whole may go in by parts.
-        # Nor is it one where the log has them all, and only a subscription beside it failed.
-        with suppress(InvalidMessage, Closed, OSError, LogFailed):
-            out.update(enumerate([self._broker.posting(message, answered=True) for message in messages]))
-            await self._broker.store(list(out.values()))
-        return bool(out) and all(posting.stored for posting in out.values())
-
-    async def _publish_in_turn(self, call: Sending) -> None:
-        if self._ordered:
-            call.in_order()
-        while True:
-            while call.place < len(call.turns) or await call.another():
-                call.place += 1
-                await self._take_turn(call, call.turns[call.place - 1])
-            await call.rest()
-            if call.enough():
-                return
-
-    async def _take_turn(self, call: Sending, index: int) -> None:
+        if self._late and any(message.id in self._late for message in messages):
+            return False  # the log may be at some of them
+        postings: list[Posting] = []
         try:
-            outcome = await self._hand_over(call, index)
-        except InvalidMessage as problem:
-            outcome = Rejected(Reason.INVALID, str(problem))
-        except Closed as problem:
-            outcome = Released(Reason.STOPPING, str(problem))
-        except (OSError, LogFailed) as problem:
-            outcome = Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
-        if index in call.out and call.out[index].stored:
-            outcome = PUBLISHED
+            # What goes wrong is no outcome yet: one by one, each has its own, and what the log refuses as a whole may go in by parts.
+            # Nor is it one where the log has them all, and only a subscription beside it failed.
+            with suppress(InvalidMessage, Closed, OSError, LogFailed):
+                if not self._broker.stores(messages[0].topic):
+                    return False
+                postings += [self._broker.posting(message, answered=True) for message in messages]
+                await self._broker.store(postings)
+        finally:
+            call.out.update((index, posting) for index, posting in enumerate(postings) if posting.stored)
+        return len(call.out) == len(messages)
+
+    def _take_turn(self, call: Sending, index: int) -> None:
+        try:
+            outcome = self._hand_over(call, index)
+        except (InvalidMessage, Closed) as problem:
+            outcome = outcome_of(problem)
         if outcome is None:
             call.handed_over(index)
         else:
             call.over(index, outcome)
 
-    async def _hand_over(self, call: Sending, index: int) -> Outcome | None:
+    def _hand_over(self, call: Sending, index: int) -> Outcome | None:
         """Publish one message; return its outcome where that is known without."""
-        message, out = call.messages[index], call.out
+        message = call.messages[index]
         late = self._late.pop(message.id, None)
-        if late is not None and late.posting.message == message:
-            out[index], call.since[index] = late
-            return None
+        if late is not None:
+            if late.posting.message == message:
+                call.out[index], call.since[index] = late
+                return None
+            late.posting.withdraw()
         topic = message.topic
         if self._limit is not None and len(message.payload) > self._limit:
             return Rejected(Reason.TOO_LARGE, f"the payload is {len(message.payload)} bytes; the limit is {self._limit}")
         if self._unheard is not PUBLISHED and not (self._broker.hears(topic) or self._broker.stores(topic) or topic.startswith(INBOX)):
             return self._unheard  # an answer to a request that comes again, or too late, is let go: nobody will ever await it again
-        out[index] = self._broker.posting(message, answered=True)
-        await self._broker.post(out[index])
-        out[index].open = not out[index].stored  # what is stored is answered for: when it comes again, it is to be stored again
+        posting = self._broker.posting(message, answered=True)
+        self._broker.post(posting)
+        call.out[index] = posting
         return None
 
-    def _remember(self, late: _Late) -> None:
-        self._late[late.posting.message.id] = late
-        if len(self._late) > _MAX_LATE:
-            del self._late[next(iter(self._late))]
+    def _end(self, call: Sending, late: Collection[int] | None) -> None:
+        """Remember what was handed over and is ``late``; where the call was cut short (None), whatever goes on without it.
+
+        What a log has stored is answered for: when it comes again, it is to be stored again. Nor does it wait any longer for room beside.
+        """
+        for index, posting in call.out.items():
+            if posting.stored:
+                posting.withdraw()
+            elif index in late if late is not None else posting.withdraw():
+                self._late[posting.message.id] = _Late(posting, call.since.get(index, call.began))
+        while len(self._late) > _MAX_LATE:
+            self._late.pop(next(iter(self._late))).posting.withdraw()
 
 
 class InProcessSource:

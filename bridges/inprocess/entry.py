@@ -65,6 +65,10 @@ class Pending:
         else:
             self._waiter().add_done_callback(lambda _: self.tell(told))
 
+    def unread(self) -> bool:
+        """Say whether no reader has had it yet, and one may."""
+        return self._outcome is None and (self._delivery is None or self._delivery.unread())
+
     def withdraw(self) -> bool:
         """Take it back if no reader has had it; say whether it was."""
         return self._delivery is not None and self._delivery.withdraw()

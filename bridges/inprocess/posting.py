@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bridges.inprocess.drops import OUTCOMES
 from bridges.inprocess.entry import Pending
@@ -10,7 +10,8 @@ from bridges.inprocess.settings import Drop
 from bridges.ports import PUBLISHED, Rejected, Released
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
+    from collections.abc import Callable, Sequence
 
     from bridges.inprocess.delivery import Delivery
     from bridges.inprocess.mailbox import Mailbox
@@ -32,6 +33,9 @@ class Answer(Protocol):
     def tell(self, told: Callable[[object], None]) -> None:
         """Have something called, with whatever, when it is."""
 
+    def unread(self) -> bool:
+        """Say whether no reader has had it yet, and one may."""
+
     def withdraw(self) -> bool:
         """Take it back if no reader has had it; say whether it was."""
 
@@ -47,19 +51,34 @@ class Posting:
 
     Attributes:
         stored: whether a durable log has it.
-        open: whether all it was for have it, and what becomes of it is not known yet.
         awaited: whether somebody waits for what becomes of it.
+        number: what whoever listens calls it.
         deliveries: those that were made and went to a buffer, or were dropped for want of room there.
     """
 
-    __slots__ = ("_answers", "_listens", "_told", "answered", "awaited", "deliveries", "its", "message", "open", "route", "stored")
+    __slots__ = (
+        "_answers",
+        "_listens",
+        "_told",
+        "_waits",
+        "answered",
+        "awaited",
+        "deliveries",
+        "its",
+        "message",
+        "number",
+        "route",
+        "stored",
+    )
 
     def __init__(self, message: Message, route: Route, its: Stamps, *, answered: bool = False) -> None:
         self.message = message
         self.route = route
         self.its = its
-        self.stored = self.open = self._listens = False
-        self._told: Callable[[], None] | None = None
+        self.stored = self._listens = False
+        self._told: Callable[[int], None] | None = None
+        self.number = 0
+        self._waits: Sequence[asyncio.Future[Any]] = ()
         self.deliveries: list[Delivery] = []
         self._answers: list[tuple[str, Answer]] = []
         self.answered = self.awaited = answered
@@ -97,14 +116,23 @@ class Posting:
         """Return what will become of it at each subscription that it was for, with the name of that."""
         return list(self._answers)
 
-    async def outcome(self) -> Outcome:
-        """Wait for what becomes of it: published once a durable log has it, or else the worst of what its subscriptions make of it."""
-        if self.stored:
-            return PUBLISHED
-        return _worst([await answer.outcome() for _, answer in self._answers])
+    def waits_for(self, waits: Sequence[asyncio.Future[Any]]) -> None:
+        """It has begun, and goes on by itself: there is no room for it yet somewhere, or a log is at it. Done where that is over."""
+        self._waits = waits
+        for wait in waits:
+            wait.add_done_callback(self._came_on)
 
     def known(self) -> Outcome | None:
-        """Return what `outcome` would; None if it would have to wait for it."""
+        """Return what became of it: published once a durable log has it, or else the worst of what its subscriptions make of it.
+
+        None if that is not known yet. Raises what went wrong on its way.
+        """
+        if self._waits:
+            if not all(wait.done() for wait in self._waits):
+                return None
+            if not self.stored:
+                for wait in self._waits:
+                    wait.result()
         if self.stored:
             return PUBLISHED
         if len(self._answers) == 1:
@@ -117,23 +145,37 @@ class Posting:
             outcomes.append(outcome)
         return _worst(outcomes)
 
-    def tell(self, told: Callable[[], None] | None) -> None:
-        """Have something called, in place of what was before, whenever `known` may know, perhaps at once; None: nothing."""
-        self._told = told
-        if told is not None and self._answers and not self._listens:
-            self._listens = True  # once, however many calls await it: a reader may have it for days
-            for _, answer in self._answers:
-                answer.tell(self._heard)
-        elif told is not None:
-            told()
+    def tell(self, told: Callable[[int], None] | None, number: int = 0) -> None:
+        """Have something called with a number, in place of what was before, whenever `known` may know, perhaps at once; None: nothing."""
+        self._told, self.number = told, number
+        if told is not None and (self._listens or not self._listen()):
+            told(number)
+
+    def unread(self) -> list[str]:
+        """Return the names of the subscriptions where no reader has had it yet, and one may."""
+        return [name for name, answer in self._answers if answer.unread()]
 
     def withdraw(self) -> bool:
         """Its publisher waits no longer: what has had no reader yet gets none. Say whether all of it goes on: with readers, or in a log."""
-        return self.stored or not sum(answer.withdraw() for _, answer in self._answers)
+        cut = sum(wait.cancel() for wait in self._waits if not wait.done())
+        return self.stored or not (cut + sum(answer.withdraw() for _, answer in self._answers))
+
+    def _listen(self) -> bool:
+        """Listen to everybody who has it, once, however many calls await it; say whether there is anybody, now or later."""
+        if self._waits and not all(wait.done() for wait in self._waits):
+            return True
+        self._listens = True
+        for _, answer in self._answers:
+            answer.tell(self._heard)
+        return bool(self._answers) and not self.stored
 
     def _heard(self, _: object) -> None:
         if self._told is not None:
-            self._told()
+            self._told(self.number)
+
+    def _came_on(self, _: object) -> None:
+        if self._told is not None:
+            self.tell(self._told, self.number)
 
 
 def _worst(outcomes: list[Outcome]) -> Outcome:

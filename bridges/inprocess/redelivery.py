@@ -62,6 +62,10 @@ class Redelivery(Delivery):
         if self.held:
             self.mailbox.extend(self._first)
 
+    def unread(self) -> bool:
+        """A reader has had it."""
+        return False
+
     def withdraw(self) -> bool:
         """The publisher waits no longer."""
         return self._first.withdraw()

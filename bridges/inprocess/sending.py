@@ -1,12 +1,12 @@
-"""One call of a sink: whose turn it is to be handed over, and what has become of what was."""
+"""One call of a sink: whose turn it is to be handed over, what has become of what was, and for how long it is waited for."""
 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from bridges.ports import BEHIND, PUBLISHED, Published
+from bridges.errors import Closed, InvalidMessage, LogFailed, told
+from bridges.ports import BEHIND, PUBLISHED, Published, Reason, Rejected, Released
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from bridges.message import Message
     from bridges.ports import Outcome
 
+_LINGER: Final = 0.0001
+"""Seconds that a call lasts at least for each message that it need not wait for. To claim that row again costs a tenth to a fifth of it."""
+
 
 class Sending:
     """The messages of one call. The first of each key has its turn at once, any other when the one before it is published.
 
-    So a message that is not answered for keeps nothing waiting but what comes after it in its key; and a call of which something is
-    published does not wait again for what an earlier one has handed over, or one slow handler would make every call as long as can be.
+    So a message that is not answered for keeps nothing waiting but what comes after it in its key. And a call of which something is
+    published does not wait for what is stuck, or one slow handler would make every call as long as can be. Stuck is what an earlier call
+    has waited for in vain, and whatever has come behind such a message where no reader has had even that.
 
     Args:
         messages: what is published.
@@ -30,8 +34,6 @@ class Sending:
         since: the same for those messages that were handed over in an earlier call.
         outcomes: one for each; what is behind at the end had no turn.
         out: the postings of those that were handed over.
-        turns: the messages that have had their turn, or are to have it now, in this order.
-        place: how many of them have had it.
     """
 
     def __init__(self, messages: Sequence[Message], began: int) -> None:
@@ -40,92 +42,121 @@ class Sending:
         self.since: dict[int, int] = {}
         self.outcomes: list[Outcome] = [BEHIND] * len(messages)
         self.out: dict[int, Posting] = {}
-        self.turns = list(range(len(messages)))
-        self.place = 0
+        self._turns = list(range(len(messages)))
+        self._place = 0
         self._following: dict[int, int] = {}
-        self._held: set[int] = set()
-        self._patient = False
+        self._awaited: set[int] = set()
+        self._stuck: set[int] = set()
+        self._stuck_at: set[str] = set()
+        self._published = self._patient = False
+        self._lingers: asyncio.TimerHandle | None = None
         self._moved = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._problem: Exception | None = None
+        self._hears = self._heard  # bound once, and not for each message
 
     def in_order(self) -> None:
         """From now on no two messages of a key are out together."""
         self._following = _following(self.messages)
         if self._following:
             behind = set(self._following.values())
-            self.turns = [index for index in self.turns if index not in behind]
+            self._turns = [index for index in self._turns if index not in behind]
 
-    async def another(self) -> bool:
-        """Wait until one more has its turn; say whether there is one, or none will have."""
-        while self.place == len(self.turns) and self._awaits_turns():
+    async def turn(self) -> int | None:
+        """Wait until one more has its turn, and return it; None when there is nothing more to wait for."""
+        while self._place == len(self._turns):
+            if self._enough():
+                return None
             self._moved.clear()
             await self._moved.wait()
-        return self.place < len(self.turns)
+            if self._problem is not None:
+                raise self._problem
+        self._place += 1
+        return self._turns[self._place - 1]
 
     def handed_over(self, index: int) -> None:
-        """What becomes of a message is not known yet. Only what others wait for is looked after here: the rest has time until `rest`."""
-        if index not in self._following:
-            return
-        self._held.add(index)
-        self.out[index].tell(partial(self._heard, index))
+        """A message is out: what becomes of it, if that is not known yet, is heard."""
+        posting = self.out[index]
+        if index in self.since:
+            self._stuck.add(index)
+            self._stuck_at.update(posting.unread())
+        elif self._stuck_at and not self._stuck_at.isdisjoint(posting.unread()):
+            self._stuck.add(index)
+        else:
+            self._awaited.add(index)
+        posting.tell(self._hears, index)
 
     def over(self, index: int, outcome: Outcome) -> None:
         """What became of a message is known."""
         self.outcomes[index] = outcome
-        if index in self.out:
-            self.out[index].open = False
-        if index in self._following:
-            self._held.discard(index)
-            if isinstance(outcome, Published):
-                self.turns.append(self._following[index])
+        if index in self._awaited:
+            self._awaited.remove(index)
+        else:
+            self._stuck.discard(index)
+        if isinstance(outcome, Published):
+            self._published = True
+            if index in self._following:
+                self._turns.append(self._following[index])
+                self._moved.set()
+        if not self._awaited:
             self._moved.set()
 
-    async def rest(self) -> None:
-        """Wait for what becomes of those that nobody is behind. Meanwhile others may get their turn."""
-        outcomes, out = self.outcomes, self.out
-        for index in self.turns[: self.place]:
-            if outcomes[index] is BEHIND and (self._patient or index not in self.since):
-                outcomes[index] = await out[index].outcome()
-                out[index].open = False
-
-    def enough(self) -> bool:
-        """Say whether there is nothing more to wait for. If nothing was published, what an earlier call has handed over is, from now on."""
-        if self.place < len(self.turns):
-            return False
-        if self._patient or not self.since or PUBLISHED in self.outcomes:
-            return True
-        self._patient = True
-        return False
-
     def late(self) -> list[int]:
-        """Nobody waits any more. Take the outcome of whatever is over, and return those that were to be, and are not."""
-        late = []
-        for index, sent in self.out.items():
-            if sent.stored and self.outcomes[index] is BEHIND:
-                self.over(index, PUBLISHED)  # a log has it, with or without a turn
+        """Nobody waits any more. Return those that had their turn, and are not over."""
+        for index, posting in self.out.items():
+            if posting.stored and self.outcomes[index] is BEHIND:
+                self.over(index, PUBLISHED)  # a log has it, though it is not everywhere yet
         # Where none has had its turn, it is the log that has not answered: that is an outage, and nobody is behind anybody.
-        had = self.turns[: self.place] or self.turns
-        for index in [index for index in had if self.outcomes[index] is BEHIND]:
-            posting = self.out.get(index)
-            known = posting.known() if posting is not None and posting.open else None
-            if known is None:
-                late.append(index)
-            else:
-                self.over(index, known)
-        return late
+        return [index for index in self._turns[: self._place] or self._turns if self.outcomes[index] is BEHIND]
 
     def end(self) -> None:
-        """Nobody waits any more."""
-        for index in self._held:
+        """Hear no more."""
+        for index in self._awaited | self._stuck:
             self.out[index].tell(None)
-        self._held.clear()
+        if self._lingers is not None:
+            self._lingers.cancel()
 
-    def _awaits_turns(self) -> bool:
-        """Say whether others are behind one that is waited for."""
-        return bool(self._held) if self._patient or not self.since else any(index not in self.since for index in self._held)
+    def _enough(self) -> bool:
+        """Say whether there is nothing to wait for but what is stuck. That is awaited in full where nothing else has got through."""
+        if not self._awaited and not self._published:
+            self._patient = True
+        if self._awaited or (self._stuck and self._patient):
+            return False
+        until = self._began_at + len(self._stuck) * _LINGER
+        if self._stuck and self._loop.time() < until:
+            if self._lingers is None:
+                self._lingers = self._loop.call_at(until, self._moved.set)
+            return False
+        return True
 
     def _heard(self, index: int) -> None:
-        if index in self._held and (outcome := self.out[index].known()) is not None:
+        try:
+            outcome = self.out[index].known()
+        except (Exception, asyncio.CancelledError) as problem:  # noqa: BLE001 -- whatever it is, who publishes is to have it
+            try:
+                outcome = outcome_of(problem)
+            except Exception as problem:  # noqa: BLE001 -- likewise
+                self._problem = problem
+                self._moved.set()
+                return
+        if outcome is not None and self.outcomes[index] is BEHIND:
             self.over(index, outcome)
+
+
+def outcome_of(problem: BaseException) -> Outcome:
+    """Return what it means for a message that its publish has raised. Raises it if it is a mistake of this program."""
+    match problem:
+        case InvalidMessage():
+            return Rejected(Reason.INVALID, str(problem))
+        case Closed():
+            return Released(Reason.STOPPING, str(problem))
+        case asyncio.CancelledError():
+            return Released(Reason.STOPPING, "the broker was closed meanwhile")
+        case OSError() | LogFailed():
+            return Released(Reason.UNAVAILABLE, f"the log: {told(problem)}")
+        case _:
+            raise problem
 
 
 def _following(messages: Sequence[Message]) -> dict[int, int]:

@@ -38,6 +38,12 @@ def reasons(outcomes: Sequence[Outcome]) -> list[Reason | None]:
     return [None if isinstance(outcome, Published) else outcome.reason for outcome in outcomes]
 
 
+def patient(sink: InProcessSink) -> InProcessSink:
+    """From now on it waits longer than any test."""
+    sink._timeout = 60
+    return sink
+
+
 async def acknowledge(subscription: Subscription, handled: list[bytes]) -> None:
     """A reader that is done with everything at once."""
     async for delivery in subscription:
@@ -265,3 +271,141 @@ async def test_a_call_that_is_cancelled_leaves_what_was_acknowledged_to_the_next
         assert int(last.payload) == 2
         last.ack()
         assert await sinking == [PUBLISHED] * 3
+
+
+async def test_what_is_stuck_is_waited_for_once_wherever_it_waits() -> None:
+    """With a reader, behind that in its buffer, or in line for room: others get through at once, and nobody is sent anything twice."""
+    broker = Broker()
+    sink = InProcessSink(broker, timeout=SHORT)
+    stuck = [made(number, "orders.stuck") for number in range(5)]
+    handled: list[bytes] = []
+    async with (
+        broker.subscribe("orders.stuck", policy="block", buffer=2, prefetch=1, ack="explicit") as slow,
+        broker.subscribe("orders.quick") as quick,
+    ):
+        reader = asyncio.create_task(acknowledge(quick, handled))
+        sinking = asyncio.create_task(sink.publish([*stuck, made(b"first", "orders.quick")]))
+        (held,) = await take(slow, 1)
+        await eventually(lambda: whether(handled == [b"first"]))
+        assert reasons(await sinking) == [Reason.BEHIND] * 5 + [None]
+        sink = patient(sink)
+        for number in range(20):
+            late, new = made(99, "orders.stuck"), made(number, "orders.quick")
+            outcomes = await asyncio.wait_for(sink.publish([*stuck, late, new]), 10)
+            assert reasons(outcomes) == [Reason.BEHIND] * (len(stuck) + 1) + [None]
+            stuck.append(late)
+        alone = asyncio.create_task(sink.publish(stuck))
+        await turn()
+        held.ack()
+        for number in range(1, 25):
+            [delivery] = await take(slow, 1)
+            assert int(delivery.payload) == (number if number < 5 else 99)
+            delivery.ack()
+        assert await asyncio.wait_for(alone, 10) == [PUBLISHED] * 25
+        assert slow.take_nowait(1) == []
+    await reader
+
+
+async def test_what_waits_for_room_keeps_nothing_waiting_but_its_key() -> None:
+    broker = Broker()
+    sink = InProcessSink(broker, timeout=60)
+    messages = [
+        made(0, "orders.full", "k"),
+        made(1, "orders.full", "l"),
+        made(2, "orders.full", "k"),
+        made(3, "orders.quick", "m"),
+        made(4, "orders.quick", "m"),
+    ]
+    async with (
+        broker.subscribe("orders.full", policy="block", buffer=1, ack="explicit") as full,
+        broker.subscribe("orders.quick", ack="explicit") as quick,
+    ):
+        sinking = asyncio.create_task(sink.publish(messages))
+        for number in (3, 4):
+            [delivery] = await take(quick, 1)
+            assert int(delivery.payload) == number
+            delivery.ack()
+        for number in range(3):
+            [delivery] = await take(full, 1)
+            assert int(delivery.payload) == number
+            delivery.ack()
+        assert await asyncio.wait_for(sinking, 10) == [PUBLISHED] * 5
+
+
+async def test_a_turn_comes_while_another_handler_is_waited_for() -> None:
+    """Also where an earlier call has handed over the one that it was behind."""
+    broker = Broker()
+    sink = InProcessSink(broker, timeout=60)
+    first, second, slow = made(b"first", key="k"), made(b"second", key="k"), made(b"slow", key="l")
+    async with broker.subscribe(ack="explicit") as subscription:
+        cut_short = asyncio.create_task(sink.publish([first]))
+        [held] = await take(subscription, 1)
+        cut_short.cancel()
+        await asyncio.wait({cut_short})
+        sinking = asyncio.create_task(sink.publish([first, second, slow]))
+        [awaited] = await take(subscription, 1)
+        held.ack()
+        [delivery] = await take(subscription, 1)
+        assert (awaited.payload, delivery.payload) == (b"slow", b"second")
+        delivery.ack()
+        awaited.ack()
+        assert await asyncio.wait_for(sinking, 10) == [PUBLISHED] * 3
+
+
+async def test_what_is_acknowledged_between_two_calls_is_known_to_the_second_at_once() -> None:
+    broker = Broker()
+    sink, messages = InProcessSink(broker, timeout=0.02), [made(0), made(1)]
+    async with broker.subscribe(ack="explicit") as subscription:
+        sinking = asyncio.create_task(sink.publish(messages))
+        stuck, other = await take(subscription, 2)
+        assert reasons(await sinking) == [Reason.TIMEOUT] * 2
+        other.ack()
+        sink = patient(sink)
+        assert reasons(await asyncio.wait_for(sink.publish(messages), 10)) == [Reason.BEHIND, None]
+        stuck.ack()
+        assert await sink.publish(messages[:1]) == [PUBLISHED]
+
+
+async def test_a_log_that_is_at_it_when_the_time_is_over_stores_a_message_once() -> None:
+    """In memory, beside a subscription that is full: neither the log nor anybody else gets another copy with each try."""
+    broker, log = Broker(), MemoryLog()
+    broker.keep("orders.>", log)
+    sink, message = InProcessSink(broker, timeout=0.02), made(1)
+    async with (
+        broker.subscribe(policy="block", buffer=1, ack="explicit") as full,
+        broker.subscribe("orders.*", start="live", ack="explicit") as reading,
+    ):
+        await broker.publish(made(0))
+        for _ in range(3):
+            assert reasons(await sink.publish([message])) == [Reason.TIMEOUT]
+        assert log.next == 2
+        for subscription in (full, reading):
+            for delivery in [*await take(subscription, 1), *await take(subscription, 1)]:
+                delivery.ack()
+        assert await sink.publish([message]) == [PUBLISHED]
+
+
+async def test_what_goes_on_with_other_content_is_withdrawn() -> None:
+    """A row that was changed since is another message, though it has the same id."""
+    broker = Broker()
+    sink, message = InProcessSink(broker, timeout=0.02), made(b"old")
+    async with broker.subscribe(ack="explicit") as subscription:
+        assert reasons(await sink.publish([message])) == [Reason.TIMEOUT]
+        sinking = asyncio.create_task(patient(sink).publish([message._replace(payload=b"new")]))
+        [delivery] = await take(subscription, 1)
+        assert delivery.payload == b"new"
+        delivery.ack()
+        assert await sinking == [PUBLISHED]
+        assert subscription.take_nowait(1) == []
+
+
+async def test_a_mistake_in_a_log_is_raised_to_who_publishes() -> None:
+    class Mistaken(MemoryLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            raise LookupError
+
+    broker = Broker()
+    broker.keep("orders.>", Mistaken())
+    async with broker.subscribe():
+        with pytest.raises(LookupError):
+            await asyncio.wait_for(InProcessSink(broker, timeout=60).publish([made()]), 10)
