@@ -47,7 +47,7 @@ COMPARISONS: Final = (
     *(
         Comparison(
             "B3",
-            f"commit to consumer through JetStream, beside a NOTIFY of the same commit, at {rate:,} messages/s",
+            f"commit to consumer through JetStream, beside a NOTIFY of that commit: {rate:,}/s, {latency.each_commit(rate)} in each",
             ("outboxd", "NOTIFY"),
             "ms",
             {"p50": _MOST(6), "p99": _MOST(10)},

@@ -29,8 +29,8 @@ BATCH: Final = 1000
 """Messages in a call of a sink, as in the daemon."""
 _PATIENCE: Final = 600.0
 """Seconds for a drain; the longest takes a tenth of it."""
-_IN_FLIGHT: Final = 2
-"""Calls at once, as in the daemon."""
+_IN_FLIGHT: Final = 3
+"""Calls at once, on both sides: ``pump.claims = 3``. With the daemon's default, 2, a drain is 5 to 9 % slower on two cores."""
 
 
 class Accepting:

@@ -102,6 +102,14 @@ class Result:
         return self.target.met_by(self.median)
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A comparison that came to nothing, and why."""
+
+    comparison: Comparison
+    why: str
+
+
 async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callable[[str], object]) -> list[Result]:
     """Measure pair after pair and return a result for each figure. Raises `Unequal`, or an engine's error.
 

@@ -13,7 +13,7 @@ from bridges.ports import PUBLISHED
 from outbox.bench.daemons import daemon
 from outbox.bench.drains import pinned, stream
 from outbox.bench.harness import Unequal, check_equal
-from outbox.bench.pgbench import Written, pgbench
+from outbox.bench.pgbench import pgbench
 from outbox.bench.stage import PAYLOAD, until
 from outbox.bench.writers import BARE
 
@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from outbox.bench.stage import Stage
 
 _CLIENTS: Final = 8
-"""Writers. A commit waits for the disk, so one alone would not come to 4,000 a second."""
+"""Writers. A commit waits for the disk, so one alone would not come to 1,000 a second."""
+_COMMITS: Final = 1000
+"""Commits a second at the most; where there are to be more messages, each has several. On two cores eight writers come to 2,000."""
 _WARM: Final = 1.0
 """Seconds at the beginning that do not count, while connections and statements are made."""
 
 # The server's clock, right before the COMMIT is sent: consumers are on the same machine, and read the same clock. Both write the same row,
 # since a commit that has written nothing does not wait for the disk.
-_ROW: Final = f"(topic, payload) VALUES ('bench.latency', convert_to(rpad(extract(epoch FROM clock_timestamp())::text, {PAYLOAD}), 'UTF8'))"
-_PUT: Final = f"BEGIN;\nINSERT INTO outbox.messages {_ROW};\nCOMMIT;\n"
-_RING: Final = "SELECT pg_notify('bench', extract(epoch FROM clock_timestamp())::text)"
-_NOTIFY: Final = f"BEGIN;\nINSERT INTO public.bare {_ROW};\n{_RING};\nCOMMIT;\n"
+_AT: Final = "extract(epoch FROM clock_timestamp())::text || n"  # no two alike, or one NOTIFY would stand for both
+_ROWS: Final = f"(topic, payload) SELECT 'bench.latency', convert_to(rpad({_AT}, {PAYLOAD}), 'UTF8') FROM generate_series(1, {{each}}) AS n"
+_PUT: Final = f"BEGIN;\nINSERT INTO outbox.messages {_ROWS};\nCOMMIT;\n"
+_RING: Final = f"SELECT pg_notify('bench', {_AT}) FROM generate_series(1, {{each}}) AS n"
+_NOTIFY: Final = f"BEGIN;\nINSERT INTO public.bare {_ROWS};\n{_RING};\nCOMMIT;\n"
 
 
 class Latencies:
@@ -58,7 +61,7 @@ class Latencies:
         return {"p50": 1000 * took[len(took) // 2], "p99": 1000 * took[int(0.99 * len(took))]}
 
 
-async def to_consumer(stage: Stage, side: str, *, rate: float) -> Mapping[str, float]:
+async def to_consumer(stage: Stage, side: str, *, rate: int) -> Mapping[str, float]:
     """B3: through the outbox, a daemon and JetStream to a consumer; or through NOTIFY to a listener."""
     async with stage.database() as dsn:
         if side == "NOTIFY":
@@ -72,13 +75,12 @@ async def behind_a_snapshot(stage: Stage, side: str) -> Mapping[str, float]:
         return await _delivered(stage, dsn, 1000)
 
 
-async def _delivered(stage: Stage, dsn: str, rate: float) -> Mapping[str, float]:
+async def _delivered(stage: Stage, dsn: str, rate: int) -> Mapping[str, float]:
     latencies = Latencies()
     async with stream(stage) as (_, stored), _consumed(stage, latencies), daemon(stage, dsn, "pump"):
-        written = await pgbench(stage, dsn, _PUT, clients=_CLIENTS, seconds=stage.seconds(6), rate=rate)
-        await _all_arrive(latencies, written.transactions)
-        _check_rate(written, rate)
-        check_equal(await stored(), written.transactions, "nats")
+        written = await _written(stage, dsn, _PUT, rate)
+        await _all_arrive(latencies, written)
+        check_equal(await stored(), written, "nats")
     return latencies.milliseconds()
 
 
@@ -108,7 +110,7 @@ async def _consumed(stage: Stage, latencies: Latencies) -> AsyncIterator[None]:
             await source.close()
 
 
-async def _notified(stage: Stage, dsn: str, rate: float) -> Mapping[str, float]:
+async def _notified(stage: Stage, dsn: str, rate: int) -> Mapping[str, float]:
     latencies = Latencies()
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as listener:
         await listener.execute(BARE)
@@ -120,20 +122,27 @@ async def _notified(stage: Stage, dsn: str, rate: float) -> Mapping[str, float]:
 
         listening = asyncio.create_task(listen())
         try:
-            written = await pgbench(stage, dsn, _NOTIFY, clients=_CLIENTS, seconds=stage.seconds(6), rate=rate)
-            await _all_arrive(latencies, written.transactions)
-            _check_rate(written, rate)
+            written = await _written(stage, dsn, _NOTIFY, rate)
+            await _all_arrive(latencies, written)
         finally:
             listening.cancel()
             await asyncio.wait({listening})
-    check_equal(len(latencies), written.transactions, "NOTIFY")
+    check_equal(len(latencies), written, "NOTIFY")
     return latencies.milliseconds()
 
 
-def _check_rate(written: Written, rate: float) -> None:
-    """Raise `Unequal` if the writers did not come to the rate: what was measured then is another one."""
-    if written.tps < 0.9 * rate:
-        raise Unequal(f"{rate:,.0f} messages/s were to be written, and this machine came to {written.tps:,.0f}")
+def each_commit(rate: int) -> int:
+    """Return how many messages each commit has, to come to so many a second."""
+    return -(-rate // _COMMITS)
+
+
+async def _written(stage: Stage, dsn: str, script: str, rate: int) -> int:
+    """Write at a rate for a while, and return how many messages. Raises `Unequal` if the writers do not come to it: it is another one."""
+    each = each_commit(rate)
+    written = await pgbench(stage, dsn, script.format(each=each), clients=_CLIENTS, seconds=stage.seconds(6), rate=rate / each)
+    if written.tps * each < 0.9 * rate:
+        raise Unequal(f"{rate:,} messages/s were to be written, and this machine came to {written.tps * each:,.0f}")
+    return written.transactions * each
 
 
 async def _all_arrive(latencies: Latencies, count: int) -> None:

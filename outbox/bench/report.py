@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from outbox.bench.harness import Result
+    from outbox.bench.harness import Failure, Result
 
 _HEADINGS: Final = ("", "what", "figure", "measured", "ratio", "spread", "target", "")
 
@@ -23,15 +23,17 @@ def as_text(results: Sequence[Result]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def as_markdown(results: Sequence[Result], about: Mapping[str, str]) -> str:
-    """Return the table with what it was measured on above it."""
+def as_markdown(results: Sequence[Result], failures: Sequence[Failure], about: Mapping[str, str]) -> str:
+    """Return the table with what it was measured on above it, and what could not be measured below."""
     rows = [_HEADINGS, tuple("---" for _ in _HEADINGS), *map(_cells, results)]
     facts = "; ".join(f"{name}: {value}" for name, value in about.items())
-    return "\n".join([f"{facts}.", "", *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    table = [f"{facts}.", "", *("| " + " | ".join(row) + " |" for row in rows)]
+    missing = [f"- {failure.comparison.id}, {failure.comparison.name}: not measured: {failure.why}" for failure in failures]
+    return "\n".join([*table, *(["", *missing] if missing else [])]) + "\n"
 
 
-def as_json(results: Sequence[Result], about: Mapping[str, str]) -> dict[str, Any]:
-    """Return everything that was measured."""
+def as_json(results: Sequence[Result], failures: Sequence[Failure], about: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything that was measured, and what could not be."""
     return {
         "about": dict(about),
         "results": [
@@ -48,14 +50,15 @@ def as_json(results: Sequence[Result], about: Mapping[str, str]) -> dict[str, An
             }
             for result in results
         ],
+        "not_measured": [{"id": failure.comparison.id, "what": failure.comparison.name, "why": failure.why} for failure in failures],
     }
 
 
-def write(results: Sequence[Result], about: Mapping[str, str], folder: Path) -> None:
+def write(results: Sequence[Result], failures: Sequence[Failure], about: Mapping[str, str], folder: Path) -> None:
     """Write ``bench.md``, ``bench.json`` and, where matplotlib is installed, ``bench.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.md").write_text(as_markdown(results, about))
-    (folder / "bench.json").write_text(json.dumps(as_json(results, about), indent=2) + "\n")
+    (folder / "bench.md").write_text(as_markdown(results, failures, about))
+    (folder / "bench.json").write_text(json.dumps(as_json(results, failures, about), indent=2) + "\n")
     with suppress(ImportError):
         draw(results, about, folder / "bench.png")
 

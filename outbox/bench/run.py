@@ -13,7 +13,7 @@ import uvloop
 from bridges.errors import ConfigurationError
 from outbox.bench import report
 from outbox.bench.catalogue import chosen
-from outbox.bench.harness import Comparison, Result, Unequal, compare
+from outbox.bench.harness import Comparison, Failure, Result, Unequal, compare
 from outbox.bench.stage import Stage
 
 if TYPE_CHECKING:
@@ -39,12 +39,14 @@ class Options:
 
 
 def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
-    """Measure, and tell; what was measured before something went wrong is told as well.
+    """Measure, and tell. What cannot be measured is told with the reason, and the others are measured nevertheless.
 
-    Raises `ConfigurationError` for an unknown benchmark, or for what one needs and is not to be had, before anything is measured.
+    Raises `ConfigurationError` for an unknown benchmark, or for what one needs and is not to be had, before anything is measured; and
+    `Unequal` at the end, if something could not be measured.
     """
     comparisons = chosen(options.ids)
     results: list[Result] = []
+    failures: list[Failure] = []
     with closing(Stage(options.scale)) as stage:
         for comparison in comparisons:
             _check(stage, comparison)
@@ -52,12 +54,14 @@ def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
         async def measure() -> None:
             for comparison in comparisons:
                 say(f"{comparison.id}: {comparison.name}")
-                results.extend(await compare(stage, comparison, options.pairs, say))
+                try:
+                    results.extend(await compare(stage, comparison, options.pairs, say))
+                except (Unequal, TimeoutError, RuntimeError) as problem:
+                    say(f"  not measured: {problem}")
+                    failures.append(Failure(comparison, str(problem)))
 
         try:
             uvloop.run(measure())
-        except (TimeoutError, RuntimeError) as problem:
-            raise Unequal(str(problem)) from problem
         finally:
             about = {"outboxd": version("outboxd"), **stage.about(), "pairs": str(options.pairs)}
             if options.scale != 1:
@@ -65,7 +69,9 @@ def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
             if results:
                 say(report.as_text(results))
                 if options.to is not None:
-                    report.write(results, about, options.to)
+                    report.write(results, failures, about, options.to)
+    if failures:
+        raise Unequal("; ".join(f"{failure.comparison.id}: {failure.why}" for failure in failures))
     return results
 
 

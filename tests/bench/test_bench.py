@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from bridges.errors import ConfigurationError
 from outbox.bench import costs, report
 from outbox.bench.catalogue import COMPARISONS, chosen
-from outbox.bench.harness import Comparison, Result, Target, Unequal, check_equal, compare
+from outbox.bench.harness import Comparison, Failure, Result, Target, Unequal, check_equal, compare
 from outbox.bench.run import Options, run_bench
 from outbox.bench.stage import Stage
 
@@ -78,9 +79,10 @@ def test_the_report_says_everything_in_each_of_its_forms(tmp_path: Path) -> None
         for figure in each.targets
     ]
     about = {"outboxd": "1", "engines": "PostgreSQL 18"}
-    report.write(results, about, tmp_path)
+    report.write(results, [Failure(COMPARISONS[0], "no room")], about, tmp_path)
     table = (tmp_path / "bench.md").read_text()
-    assert len(table.splitlines()) == len(results) + 4
+    assert len(table.splitlines()) == len(results) + 6
+    assert table.endswith("beside the same client from memory: not measured: no room\n")
     assert "engines: PostgreSQL 18" in table
     assert json.loads((tmp_path / "bench.json").read_text())["results"][0]["values"] == {
         "pump": [1500.0, 2000.0],
@@ -123,3 +125,21 @@ def test_a_run_measures_what_it_was_asked_for(tmp_path: Path) -> None:
     assert about["scale"].endswith("no measurement")
     assert set(about) >= {"outboxd", "machine", "engines", "durability", "fsync", "payload", "pairs"}
     assert said[-1] == report.as_text(results)
+
+
+def test_what_cannot_be_measured_is_told_and_the_others_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measure(stage: Stage, side: str) -> dict[str, float]:
+        return {"rate": 2.0}
+
+    async def fail(stage: Stage, side: str) -> dict[str, float]:
+        raise Unequal("the writers came to 3")
+
+    good = Comparison("B98", "good", ("a", "b"), "x", {"rate": Target(1)}, measure)
+    monkeypatch.setattr("outbox.bench.run.chosen", lambda _: [replace(good, id="B97", name="bad", measure=fail), good])
+    said: list[str] = []
+    with pytest.raises(Unequal, match="B97: the writers came to 3"):
+        run_bench(Options(["B97"], pairs=1, to=tmp_path), said.append)
+    assert "  not measured: the writers came to 3" in said
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert [result["id"] for result in written["results"]] == ["B98"]
+    assert written["not_measured"] == [{"id": "B97", "what": "bad", "why": "the writers came to 3"}]
