@@ -58,7 +58,20 @@ class Progress:
         self.moved_at = time.monotonic()
         """A message was acknowledged."""
         self.source_trouble: str | None = None
-        self.sink_trouble: str | None = None
+        self._sink_trouble: str | None = None
+        self.sink_troubled_at = 0.0
+        """The sink was last in trouble."""
+
+    @property
+    def sink_trouble(self) -> str | None:
+        """What the last publish met, if it was an outage."""
+        return self._sink_trouble
+
+    @sink_trouble.setter
+    def sink_trouble(self, trouble: str | None) -> None:
+        self._sink_trouble = trouble
+        if trouble is not None:
+            self.sink_troubled_at = time.monotonic()
 
     def turned(self) -> None:
         """Note that the loop came round."""

@@ -87,7 +87,8 @@ class Broker:
             policy: what happens to a message for which there is no room.
             spill_to: the log for policy ``spill``, none that keeps topics; if None, the log that keeps all the topics.
             on_drop: called with each message that is dropped, and why; not with what a spill's log has lost, which is counted alone.
-            filter: called with each message; False keeps it out of the subscription.
+            filter: called with each message; False keeps it out of the subscription. If it raises, the message is dropped here, and not
+                asked for again: whoever publishes it is told that it is published.
             prefetch: how many deliveries this member may have unacknowledged.
             ack: ``loop``: ``async for`` acknowledges a delivery when it comes for the next, or leaves its scope without an error;
                 ``explicit``: only `Delivery.ack` does.

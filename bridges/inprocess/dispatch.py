@@ -9,6 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from bridges.errors import told
 from bridges.inprocess.entry import Entry
 from bridges.inprocess.posting import Posting
 from bridges.inprocess.settings import Policy
@@ -52,7 +53,7 @@ class Dispatch:
             return self._deliver(posting)
         task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._post(posting))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._posted, posting))
         return [task]
 
     async def store(self, postings: Sequence[Posting]) -> None:
@@ -173,6 +174,12 @@ class Dispatch:
         task: asyncio.Task[object] = asyncio.get_running_loop().create_task(_each(waits))
         self._tasks.add(task)
         task.add_done_callback(self._over)
+
+    def _posted(self, posting: Posting, task: asyncio.Task[object]) -> None:
+        """What went wrong is told here where nobody else will be: where the log has it, or where who publishes listens no more."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) and (posting.stored or not posting.heard):
+            log.error("a message of %r did not come everywhere: %s", posting.message.topic, told(problem))
 
     def _over(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)

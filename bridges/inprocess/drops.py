@@ -24,7 +24,6 @@ OUTCOMES: Final[dict[Drop, Outcome]] = {
     Drop.ENDED: Released(Reason.UNAVAILABLE, "the subscription ended before it acknowledged"),
     Drop.WITHDRAWN: Released(Reason.TIMEOUT, "its publisher waits no longer"),
     Drop.EVICTED: Released(Reason.FULL, "dropped: the log of the subscription has evicted it"),
-    Drop.FILTER: Released(Reason.REFUSED, "dropped: the filter of the subscription raised"),
 }
 """What the publisher of a dropped message is told."""
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal
 
 from bridges.backoff import Backoff
 from bridges.errors import Closed, InvalidMessage, LogFailed, SourceUnavailable
 from bridges.inprocess.delivery import Reader
+from bridges.inprocess.late import Late
 from bridges.inprocess.request import INBOX
 from bridges.inprocess.sending import Sending, outcome_of
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Rejected, Released, Retry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
-    from uuid import UUID
 
     from bridges.inprocess.broker import Broker
     from bridges.inprocess.delivery import Delivery
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 
 _FOR_EVER: Final = Backoff()
 _UNHEARD: Final = Released(Reason.MISSING, "no subscription takes this topic")
-_MAX_LATE: Final = 10_000
-"""Messages that a sink remembers because they are still under way; the oldest are withdrawn first, and sent again as new ones."""
-
-
-class _Late(NamedTuple):
-    """A message that is under way, and the call that it was sent with waits for it no longer."""
-
-    posting: Posting
-    since: int
 
 
 class InProcessSink:
@@ -50,7 +41,9 @@ class InProcessSink:
         timeout: seconds for the acknowledgements of one call; what has none by then is released, and stays where it is: with a reader, in
             a buffer, or in line for one. The next call with that message awaits the same again, or only looks for it if it has others to
             publish. Where other messages were acknowledged meanwhile, that is a slow handler and no outage: it is released as if behind
-            another. What a call that is cancelled has handed over is withdrawn, unless readers (or a log in memory) have all of it.
+            another. What a call that is cancelled has handed over is withdrawn, unless readers (or a log in memory) have all of it. So is
+            the oldest of more than 10,000 messages, or 64 MiB of payloads, that are under way like that. A durable log that is to store
+            a call as a whole is asked for that again by the next.
         drop_unheard: answer `Published` for a topic that nobody subscribes to, as a plain broker would.
         ordered: False: the order of keys does not matter; nothing waits for an earlier message of its key.
         max_payload: bytes of a payload above which a message is rejected; None for no limit.
@@ -70,7 +63,7 @@ class InProcessSink:
         self._ordered = ordered
         self._limit = max_payload
         self._unheard: Outcome = PUBLISHED if drop_unheard else _UNHEARD
-        self._late: dict[UUID, _Late] = {}
+        self._late = Late()
         self._through = 0
         """Calls of which something was published: what is late though there was one since is not the fault of the sink."""
 
@@ -83,7 +76,8 @@ class InProcessSink:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timeout):
                     if await self._stored_together(call):
-                        return [PUBLISHED] * len(messages)
+                        outcomes[:] = [PUBLISHED] * len(messages)
+                        return outcomes
                     if self._ordered:
                         call.in_order()
                     while (index := await call.turn()) is not None:
@@ -104,7 +98,7 @@ class InProcessSink:
         messages = call.messages
         if not messages or (self._limit is not None and any(len(message.payload) > self._limit for message in messages)):
             return False
-        if self._late and any(message.id in self._late for message in messages):
+        if self._late and any(message in self._late for message in messages):
             return False  # the log may be at some of them
         postings: list[Posting] = []
         try:
@@ -132,12 +126,9 @@ class InProcessSink:
     def _hand_over(self, call: Sending, index: int) -> Outcome | None:
         """Publish one message; return its outcome where that is known without."""
         message = call.messages[index]
-        late = self._late.pop(message.id, None)
-        if late is not None:
-            if late.posting.message == message:
-                call.out[index], call.since[index] = late
-                return None
-            late.posting.withdraw()
+        if self._late and (left := self._late.take(message)) is not None:
+            call.out[index], call.since[index] = left
+            return None
         topic = message.topic
         if self._limit is not None and len(message.payload) > self._limit:
             return Rejected(Reason.TOO_LARGE, f"the payload is {len(message.payload)} bytes; the limit is {self._limit}")
@@ -149,17 +140,19 @@ class InProcessSink:
         return None
 
     def _end(self, call: Sending, late: Collection[int] | None) -> None:
-        """Remember what was handed over and is ``late``; where the call was cut short (None), whatever goes on without it.
+        """Remember what is ``late``; where the call was cut short (None), whatever goes on without it. Take back what is given up.
 
         What a log has stored is answered for: when it comes again, it is to be stored again. Nor does it wait any longer for room beside.
         """
         for index, posting in call.out.items():
-            if posting.stored:
-                posting.withdraw()
-            elif index in late if late is not None else posting.withdraw():
-                self._late[posting.message.id] = _Late(posting, call.since.get(index, call.began))
-        while len(self._late) > _MAX_LATE:
-            self._late.pop(next(iter(self._late))).posting.withdraw()
+            if late is None:
+                goes_on = posting.withdraw() and not (posting.stored or posting.lost)
+            else:
+                goes_on = index in late
+                if not goes_on and (posting.stored or call.outcomes[index] is not PUBLISHED):
+                    posting.withdraw()
+            if goes_on:
+                self._late.leave(posting, call.since.get(index, call.began))
 
 
 class InProcessSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bridges.inprocess.drops import OUTCOMES
@@ -10,7 +11,6 @@ from bridges.inprocess.settings import Drop
 from bridges.ports import PUBLISHED, Rejected, Released
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
 
     from bridges.inprocess.delivery import Delivery
@@ -151,8 +151,24 @@ class Posting:
         if told is not None and (self._listens or not self._listen()):
             told(number)
 
+    @property
+    def lost(self) -> bool:
+        """Whether it is over, and was neither acknowledged nor rejected: it was dropped, or something went wrong on its way."""
+        try:
+            return isinstance(self.known(), Released)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 -- whatever it is: if it happens again, who publishes is told
+            return True
+
+    @property
+    def heard(self) -> bool:
+        """Whether somebody listens to what becomes of it."""
+        return self._told is not None
+
     def unread(self) -> list[str]:
-        """Return the names of the subscriptions where no reader has had it yet, and one may."""
+        """Return the names of the subscriptions where no reader has had it yet, and one may; and of the log that is at it."""
+        kept = self.route.kept
+        if kept is not None and any(not wait.done() for wait in self._waits) and not self.stored:
+            return [f"the log of {kept.pattern.text}", *(box.name for box in (*self.route.boxes, *self.route.fed))]
         return [name for name, answer in self._answers if answer.unread()]
 
     def withdraw(self) -> bool:

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from bridges.ports import Outcome
 
 _LINGER: Final = 0.0001
-"""Seconds that a call lasts at least for each message that it need not wait for. To claim that row again costs a tenth to a fifth of it."""
+"""Seconds from the last that was published, for each message that is stuck. To claim its row again takes a tenth to a fifth of that."""
+_PATIENCE: Final = 0.001
+"""The same, where there is nothing else in the call that a longer wait would keep from being told of."""
 
 
 class Sending:
     """The messages of one call. The first of each key has its turn at once, any other when the one before it is published.
 
     So a message that is not answered for keeps nothing waiting but what comes after it in its key. And a call of which something is
-    published does not wait for what is stuck, or one slow handler would make every call as long as can be. Stuck is what an earlier call
-    has waited for in vain, and whatever has come behind such a message where no reader has had even that.
+    published does not wait long for what is stuck, or one slow handler would make every call as long as can be. Stuck is what an earlier
+    call has waited for in vain, and whatever has come behind such a message where no reader has had even that.
 
     Args:
         messages: what is published.
@@ -48,13 +50,10 @@ class Sending:
         self._awaited: set[int] = set()
         self._stuck: set[int] = set()
         self._stuck_at: set[str] = set()
-        self._published = self._patient = False
-        self._lingers: asyncio.TimerHandle | None = None
+        self._published = self._fresh = self._rested = False
+        self._rest: asyncio.TimerHandle | None = None
         self._moved = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._began_at = self._loop.time()
         self._problem: Exception | None = None
-        self._hears = self._heard  # bound once, and not for each message
 
     def in_order(self) -> None:
         """From now on no two messages of a key are out together."""
@@ -65,13 +64,15 @@ class Sending:
 
     async def turn(self) -> int | None:
         """Wait until one more has its turn, and return it; None when there is nothing more to wait for."""
-        while self._place == len(self._turns):
+        while True:
+            if self._problem is not None:
+                raise self._problem
+            if self._place < len(self._turns):
+                break
             if self._enough():
                 return None
             self._moved.clear()
             await self._moved.wait()
-            if self._problem is not None:
-                raise self._problem
         self._place += 1
         return self._turns[self._place - 1]
 
@@ -85,7 +86,8 @@ class Sending:
             self._stuck.add(index)
         else:
             self._awaited.add(index)
-        posting.tell(self._hears, index)
+            self._fresh = True
+        posting.tell(self._heard, index)
 
     def over(self, index: int, outcome: Outcome) -> None:
         """What became of a message is known."""
@@ -96,6 +98,7 @@ class Sending:
             self._stuck.discard(index)
         if isinstance(outcome, Published):
             self._published = True
+            self._stay()
             if index in self._following:
                 self._turns.append(self._following[index])
                 self._moved.set()
@@ -112,23 +115,32 @@ class Sending:
 
     def end(self) -> None:
         """Hear no more."""
-        for index in self._awaited | self._stuck:
-            self.out[index].tell(None)
-        if self._lingers is not None:
-            self._lingers.cancel()
+        for posting in self.out.values():
+            posting.tell(None)
+        self._stay()
 
     def _enough(self) -> bool:
-        """Say whether there is nothing to wait for but what is stuck. That is awaited in full where nothing else has got through."""
-        if not self._awaited and not self._published:
-            self._patient = True
-        if self._awaited or (self._stuck and self._patient):
+        """Say whether there is nothing to wait for, or nothing but what is stuck, and that for long enough."""
+        if self._awaited or (self._stuck and not self._published):
             return False
-        until = self._began_at + len(self._stuck) * _LINGER
-        if self._stuck and self._loop.time() < until:
-            if self._lingers is None:
-                self._lingers = self._loop.call_at(until, self._moved.set)
+        if self._stuck and not self._rested:
+            if self._rest is None:
+                seconds = len(self._stuck) * (_LINGER if self._fresh else _PATIENCE)
+                self._rest = asyncio.get_running_loop().call_later(seconds, self._go)
             return False
         return True
+
+    def _stay(self) -> None:
+        """Something has got through: what is stuck may follow it."""
+        self._rested = False
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+
+    def _go(self) -> None:
+        """It was waited for long enough. The clock does not say so: uvloop's is in milliseconds, and its timers come before them."""
+        self._rested = True
+        self._moved.set()
 
     def _heard(self, index: int) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Waiting:
 
     def __init__(self, *, in_order: bool = True) -> None:
         self.readers: list[tuple[asyncio.Future[None], Reader]] = []
-        self.publishers: deque[Entry] | None = None
+        self.publishers: OrderedDict[Entry, None] | None = None
         self._in_order = in_order
 
     async def for_reader(self, reader: Reader) -> None:
@@ -53,26 +53,24 @@ class Waiting:
     def for_room(self, entry: Entry) -> None:
         """Put a publish in line, from now on: it is let in when there is room for it and for those that came before."""
         if self.publishers is None:
-            self.publishers = deque()
-        self.publishers.append(entry)
+            self.publishers = OrderedDict()
+        self.publishers[entry] = None
 
     def give_up(self, entry: Entry) -> None:
         """A publish waits no longer."""
-        if self.publishers and entry in self.publishers:
-            self.publishers.remove(entry)
+        if self.publishers:
+            self.publishers.pop(entry, None)
 
     def make_room(self) -> None:
         """Let publishers in, as far as there is room."""
         publishers = self.publishers
-        place = 0
-        while publishers and place < len(publishers):
-            entry = publishers[place]
-            if entry.entered.done() or entry.enter():  # done already: it is cancelled, and does not know yet
-                del publishers[place]
-            elif self._in_order:
+        while publishers and self._in_order:
+            if not _is_in(next(iter(publishers))):
                 return
-            else:
-                place += 1
+            publishers.popitem(last=False)
+        for entry in list(publishers or ()):
+            if _is_in(entry):
+                self.give_up(entry)
 
     def wake_all(self) -> None:
         """Wake everybody: they look for themselves what has changed."""
@@ -81,3 +79,8 @@ class Waiting:
             if not woken.done():
                 woken.set_result(None)
         self.make_room()
+
+
+def _is_in(entry: Entry) -> bool:
+    """Let a publish in if that can be; say whether it waits no longer: it may be cancelled, and not know yet."""
+    return entry.entered.done() or entry.enter()

@@ -30,6 +30,7 @@ class Health:
         self._stall_after = stall_after
         self._watched: dict[str, Progress] = {}
         self._live: set[str] = set()
+        self._from_outbox: set[str] = set()
         self._oldest: float = 0.0
         self._measured_at = time.monotonic()
         self._draining = False
@@ -41,11 +42,20 @@ class Health:
         self._dead = Gauge("outbox_dead_letters", "Messages given up", registry=registry)
         self._age = Gauge("outbox_oldest_message_age_seconds", "Age of the oldest message that could have gone", registry=registry)
 
-    def watch(self, name: str, progress: Progress, *, live: bool = False) -> None:
-        """Judge readiness by this too, and liveness if it is a loop that comes round by itself, however slow its work."""
+    def watch(self, name: str, progress: Progress, *, live: bool = False, from_outbox: bool = False) -> None:
+        """Judge readiness by this too.
+
+        Args:
+            name: what it is called in the answers.
+            progress: what it was last seen doing.
+            live: whether it is a loop that comes round by itself, however slow its work: then liveness is judged by it as well.
+            from_outbox: whether it is a sink that has its messages from the outbox, whose backlog is measured.
+        """
         self._watched[name] = progress
         if live:
             self._live.add(name)
+        if from_outbox:
+            self._from_outbox.add(name)
 
     def drain(self) -> None:
         """Not ready from now on: the daemon is shutting down."""
@@ -78,7 +88,10 @@ class Health:
         if self._draining:
             reasons.append("shutting down")
         for name, watched in self._watched.items():
-            reasons += [f"{name}: {trouble}" for trouble in (watched.source_trouble, watched.sink_trouble) if trouble]
+            if watched.source_trouble:
+                reasons.append(f"{name}: {watched.source_trouble}")
+            if watched.sink_trouble and not (name in self._from_outbox and self._gone_since(watched.sink_troubled_at)):
+                reasons.append(f"{name}: {watched.sink_trouble}")
         now = time.monotonic()
         if "pump" in self._watched and now - self._measured_at > self._stall_after:
             reasons.append(f"the backlog could not be measured for {now - self._measured_at:.0f} s")
@@ -88,3 +101,7 @@ class Health:
             if self._oldest > self._stall_after and quiet > self._stall_after:
                 reasons.append(f"pump: the oldest message is {self._oldest:.0f} s old and nothing has moved for {quiet:.0f} s")
         return reasons
+
+    def _gone_since(self, then: float) -> bool:
+        """Say whether what waited then has gone since: by another daemon, or this one would have noticed that its sink is well again."""
+        return self._oldest < self._measured_at - then

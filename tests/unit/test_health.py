@@ -76,6 +76,23 @@ def test_it_is_ready_again_when_the_trouble_is_over(health: Health) -> None:
     assert health.why_not_ready() == []
 
 
+@pytest.mark.parametrize(("measured", "oldest", "ready"), [(0, 0, True), (0, 9, True), (0, 11, False), (15, 0, False)])
+def test_a_sink_whose_messages_another_daemon_has_published_is_in_no_trouble(
+    health: Health, measured: float, oldest: float, ready: bool
+) -> None:
+    """Nothing may come for this one for days. A bridge of its own, with messages that nobody else has, goes by its own last publish."""
+    troubled = progress(sink="timeout: no answer")
+    troubled.sink_troubled_at = time.monotonic() - 10
+    health.watch("sink events", troubled, from_outbox=True)
+    health.note_backlog(backlog(oldest_seconds=oldest), measured)
+    assert (health.why_not_ready() == []) == ready
+    troubled.sink_trouble = "timeout: no answer"
+    assert health.why_not_ready() == ["sink events: timeout: no answer"]
+    health.watch("bridge orders", troubled)
+    health.note_backlog(backlog(), -1)
+    assert health.why_not_ready() == ["bridge orders: timeout: no answer"]
+
+
 @pytest.mark.parametrize(
     ("oldest", "quiet", "ready"),
     [

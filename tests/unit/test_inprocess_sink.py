@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
 from bridges.breaker import trouble_in
 from bridges.inprocess import Broker, InProcessSink, MemoryLog, Subscription
+from bridges.inprocess.posting import Posting
 from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejected, Released
 from tests.engines.deadline import eventually
@@ -399,13 +402,132 @@ async def test_what_goes_on_with_other_content_is_withdrawn() -> None:
         assert subscription.take_nowait(1) == []
 
 
-async def test_a_mistake_in_a_log_is_raised_to_who_publishes() -> None:
+async def test_a_mistake_in_a_log_is_raised_to_who_publishes_and_that_is_over_then() -> None:
     class Mistaken(MemoryLog):
-        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
-            raise LookupError
+        mistakes = 1
 
-    broker = Broker()
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            await turn()
+            if self.mistakes:
+                self.mistakes -= 1
+                raise LookupError
+            return await super().append(messages, time, stamps)
+
+    broker, message = Broker(), made()
     broker.keep("orders.>", Mistaken())
-    async with broker.subscribe():
+    sink = InProcessSink(broker, timeout=60)
+    async with broker.subscribe() as subscription:
         with pytest.raises(LookupError):
-            await asyncio.wait_for(InProcessSink(broker, timeout=60).publish([made()]), 10)
+            await asyncio.wait_for(sink.publish([message]), 10)
+        sinking = asyncio.create_task(sink.publish([message]))
+        (await take(subscription, 1))[0].ack()
+        assert await asyncio.wait_for(sinking, 10) == [PUBLISHED]
+
+
+def test_what_is_stuck_is_not_waited_for_by_the_loop_of_the_daemon_either() -> None:
+    """uvloop counts in milliseconds, and its timers come before their time."""
+
+    async def publish_beside_what_is_stuck() -> None:
+        broker = Broker()
+        sink, stuck = InProcessSink(broker, timeout=0.02), [made(number) for number in range(14)]
+        async with broker.subscribe("orders.created", ack="explicit") as slow, broker.subscribe("orders.quick") as quick:
+            reader = asyncio.create_task(acknowledge(quick, []))
+            assert reasons(await sink.publish(stuck)) == [Reason.TIMEOUT] * 14
+            patient(sink)
+            for some in (1, 14) * 20:
+                outcomes = await asyncio.wait_for(sink.publish([*stuck[:some], made(topic="orders.quick")]), 10)
+                assert reasons(outcomes) == [Reason.BEHIND] * some + [None]
+            assert len(await take(slow, 14)) == 14
+        await reader
+
+    uvloop.run(publish_beside_what_is_stuck())
+
+
+async def test_what_failed_beside_leaves_no_copies_where_it_came() -> None:
+    class Full(MemoryLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            raise OSError(28, "No space left on device")
+
+    broker, message = Broker(), made()
+    sink = InProcessSink(broker, timeout=60)
+    async with broker.subscribe(ack="explicit") as slow, broker.subscribe(policy="spill", spill_to=Full(), buffer=1, name="spills"):
+        await broker.publish(made())
+        for _ in range(3):
+            assert reasons(await sink.publish([message])) == [Reason.UNAVAILABLE]
+        assert len(await take(slow, 1)) == 1
+        assert slow.take_nowait(9) == []
+
+
+async def test_two_of_one_id_leave_nothing_that_is_forgotten() -> None:
+    broker, message = Broker(), made()
+    sink = InProcessSink(broker, timeout=0.01)
+    async with broker.subscribe(policy="block", buffer=1) as subscription:
+        await broker.publish(made())
+        for _ in range(5):
+            await sink.publish([message, message])
+        await turn()
+        assert len(subscription.mailbox.waiting.publishers or ()) <= 2
+        assert len(sink._late) == 1
+
+
+async def test_what_goes_wrong_when_nobody_listens_any_more_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    failing = asyncio.Event()
+
+    class Failing(MemoryLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            await failing.wait()
+            raise OSError(28, "No space left on device")
+
+    broker, message = Broker(), made()
+    broker.keep("orders.>", Failing())
+    sink = InProcessSink(broker, timeout=0.02)
+    async with broker.subscribe():
+        assert reasons(await sink.publish([message])) == [Reason.TIMEOUT]
+        failing.set()
+        await eventually(lambda: whether("did not come everywhere: OSError: [Errno 28] No space left on device" in caplog.text))
+        assert reasons(await sink.publish([message])) == [Reason.UNAVAILABLE], "it was asked again"
+
+
+async def test_what_comes_behind_a_slow_reader_of_a_log_is_stuck_as_well() -> None:
+    broker = Broker()
+    broker.keep("orders.slow", MemoryLog())
+    sink, stuck = InProcessSink(broker, timeout=SHORT), [made(topic="orders.slow")]
+    async with broker.subscribe("orders.slow", start="live", ack="explicit") as slow, broker.subscribe("orders.quick") as quick:
+        reader = asyncio.create_task(acknowledge(quick, []))
+        await sink.publish([*stuck, made(topic="orders.quick")])
+        await take(slow, 1)
+        patient(sink)
+        for _ in range(5):
+            stuck.append(made(topic="orders.slow"))
+            outcomes = await asyncio.wait_for(sink.publish([*stuck, made(topic="orders.quick")]), 10)
+            assert reasons(outcomes) == [Reason.BEHIND] * len(stuck) + [None]
+    await reader
+
+
+async def test_what_a_sink_remembers_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over it is withdrawn, the oldest first."""
+    monkeypatch.setattr("bridges.inprocess.late._MAX_MESSAGES", 3)
+    monkeypatch.setattr("bridges.inprocess.late._MAX_BYTES", 10)
+    broker = Broker()
+    sink = InProcessSink(broker, timeout=0.01)
+    async with broker.subscribe(ack="explicit") as subscription:
+        await sink.publish([made(number) for number in range(5)])
+        assert subscription.mailbox.queued == 3
+        await sink.publish([made(b"12345678")])
+        assert [bytes(delivery.payload) for delivery in await take(subscription, 3)] == [b"3", b"4", b"12345678"]
+
+
+async def test_calls_leave_nothing_for_the_garbage_collector() -> None:
+    """Or the payloads of many batches would wait for its turn."""
+    broker = Broker()
+    async with broker.subscribe("orders.*") as subscription:
+        reader = asyncio.create_task(acknowledge(subscription, []))
+        sink = InProcessSink(broker)
+        gc.collect()
+        gc.disable()
+        try:
+            assert await sink.publish([made(number, key=str(number % 3)) for number in range(9)]) == [PUBLISHED] * 9
+            assert not any(isinstance(each, Posting) for each in gc.get_objects())
+        finally:
+            gc.enable()
+    await reader
