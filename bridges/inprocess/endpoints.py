@@ -69,7 +69,7 @@ class InProcessSink:
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         """Publish so that no two messages of a key are out together. One outcome each, in order."""
-        call = Sending(messages, self._through)
+        call = Sending(messages, self._through, self._late.stuck_at())
         outcomes = call.outcomes
         late: Collection[int] | None = None
         try:
@@ -127,7 +127,7 @@ class InProcessSink:
         """Publish one message; return its outcome where that is known without."""
         message = call.messages[index]
         if self._late and (left := self._late.take(message)) is not None:
-            call.out[index], call.since[index] = left
+            call.out[index], call.since[index] = left.posting, left.since
             return None
         topic = message.topic
         if self._limit is not None and len(message.payload) > self._limit:

@@ -110,7 +110,8 @@ class Entry(Pending):
             self.came(delivery)
         else:
             return False
-        self.entered.set_result(None)
+        if not self.entered.done():  # by an ``on_drop`` that has just cancelled its publisher
+            self.entered.set_result(None)
         return True
 
     def _given_up(self, entered: asyncio.Future[None]) -> None:

@@ -165,16 +165,28 @@ class Posting:
         return self._told is not None
 
     def unread(self) -> list[str]:
-        """Return the names of the subscriptions where no reader has had it yet, and one may; and of the log that is at it."""
-        kept = self.route.kept
-        if kept is not None and any(not wait.done() for wait in self._waits) and not self.stored:
-            return [f"the log of {kept.pattern.text}", *(box.name for box in (*self.route.boxes, *self.route.fed))]
+        """Return the names of the subscriptions where no reader has had it yet, and one may; or of the log that is at it."""
+        if (log := self._log_at_it()) is not None:
+            return [log]
         return [name for name, answer in self._answers if answer.unread()]
+
+    def ahead(self) -> list[str]:
+        """Return what it has to pass before it is published, by the same names."""
+        kept = self.route.kept
+        if kept is None or (log := self._log_at_it()) is None:
+            return self.unread()
+        return [log] if kept.log.durable else [log, *(box.name for box in (*self.route.boxes, *self.route.fed))]
 
     def withdraw(self) -> bool:
         """Its publisher waits no longer: what has had no reader yet gets none. Say whether all of it goes on: with readers, or in a log."""
         cut = sum(wait.cancel() for wait in self._waits if not wait.done())
         return self.stored or not (cut + sum(answer.withdraw() for _, answer in self._answers))
+
+    def _log_at_it(self) -> str | None:
+        kept = self.route.kept
+        if kept is None or self.stored or all(wait.done() for wait in self._waits):
+            return None
+        return f"the log of {kept.pattern.text}"
 
     def _listen(self) -> bool:
         """Listen to everybody who has it, once, however many calls await it; say whether there is anybody, now or later."""

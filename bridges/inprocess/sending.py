@@ -31,6 +31,7 @@ class Sending:
     Args:
         messages: what is published.
         began: how many calls had published something by then.
+        stuck_at: the names of the subscriptions where earlier ones are stuck.
 
     Attributes:
         since: the same for those messages that were handed over in an earlier call.
@@ -38,7 +39,7 @@ class Sending:
         out: the postings of those that were handed over.
     """
 
-    def __init__(self, messages: Sequence[Message], began: int) -> None:
+    def __init__(self, messages: Sequence[Message], began: int, stuck_at: set[str]) -> None:
         self.messages = messages
         self.began = began
         self.since: dict[int, int] = {}
@@ -49,7 +50,7 @@ class Sending:
         self._following: dict[int, int] = {}
         self._awaited: set[int] = set()
         self._stuck: set[int] = set()
-        self._stuck_at: set[str] = set()
+        self._stuck_at = stuck_at
         self._published = self._fresh = self._rested = False
         self._rest: asyncio.TimerHandle | None = None
         self._moved = asyncio.Event()
@@ -79,10 +80,7 @@ class Sending:
     def handed_over(self, index: int) -> None:
         """A message is out: what becomes of it, if that is not known yet, is heard."""
         posting = self.out[index]
-        if index in self.since:
-            self._stuck.add(index)
-            self._stuck_at.update(posting.unread())
-        elif self._stuck_at and not self._stuck_at.isdisjoint(posting.unread()):
+        if index in self.since or (self._stuck_at and not self._stuck_at.isdisjoint(posting.ahead())):
             self._stuck.add(index)
         else:
             self._awaited.add(index)

@@ -192,7 +192,7 @@ class _Daemon:
         self._health.watch("pump", progress, live=True)
         sinks = {route.sink: Progress() for route in settings.routes}
         for name, sink_progress in sinks.items():
-            self._health.watch(f"sink {name}", sink_progress, from_outbox=True)
+            self._health.watch(f"sink {name}", sink_progress, sink=name)
         routing = make_routing(settings, brokers, self._metrics, sinks)
         source = OutboxSource(
             settings.postgres.dsn.get_secret_value(),

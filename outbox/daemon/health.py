@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from bridges.observed import Progress
     from outbox.janitor import Backlog
+
+_TRIED_AGAIN: Final = 15.0
+"""Seconds in which whatever waits for a sink is tried again: three times the longest backoff, `bridges.breaker.OUTAGE`."""
 
 
 class Health:
@@ -30,7 +33,8 @@ class Health:
         self._stall_after = stall_after
         self._watched: dict[str, Progress] = {}
         self._live: set[str] = set()
-        self._from_outbox: set[str] = set()
+        self._sinks: dict[str, str] = {}
+        self._held_by: Mapping[str, int] = {}
         self._oldest: float = 0.0
         self._measured_at = time.monotonic()
         self._draining = False
@@ -42,20 +46,20 @@ class Health:
         self._dead = Gauge("outbox_dead_letters", "Messages given up", registry=registry)
         self._age = Gauge("outbox_oldest_message_age_seconds", "Age of the oldest message that could have gone", registry=registry)
 
-    def watch(self, name: str, progress: Progress, *, live: bool = False, from_outbox: bool = False) -> None:
+    def watch(self, name: str, progress: Progress, *, live: bool = False, sink: str | None = None) -> None:
         """Judge readiness by this too.
 
         Args:
             name: what it is called in the answers.
             progress: what it was last seen doing.
             live: whether it is a loop that comes round by itself, however slow its work: then liveness is judged by it as well.
-            from_outbox: whether it is a sink that has its messages from the outbox, whose backlog is measured.
+            sink: the destination that it is, if its messages come from the outbox, whose backlog is measured.
         """
         self._watched[name] = progress
         if live:
             self._live.add(name)
-        if from_outbox:
-            self._from_outbox.add(name)
+        if sink is not None:
+            self._sinks[name] = sink
 
     def drain(self) -> None:
         """Not ready from now on: the daemon is shutting down."""
@@ -64,6 +68,7 @@ class Health:
     def note_backlog(self, backlog: Backlog, age: float = 0.0) -> None:
         """Take a measurement of the backlog that was made, by whatever daemon, ``age`` seconds ago."""
         self._oldest = backlog.oldest_seconds
+        self._held_by = backlog.held_by
         self._measured_at = time.monotonic() - age
         self._messages.set(backlog.messages)
         self._held.set(backlog.held)
@@ -90,7 +95,7 @@ class Health:
         for name, watched in self._watched.items():
             if watched.source_trouble:
                 reasons.append(f"{name}: {watched.source_trouble}")
-            if watched.sink_trouble and not (name in self._from_outbox and self._gone_since(watched.sink_troubled_at)):
+            if watched.sink_trouble and not self._has_gone(name, watched.sink_troubled_at):
                 reasons.append(f"{name}: {watched.sink_trouble}")
         now = time.monotonic()
         if "pump" in self._watched and now - self._measured_at > self._stall_after:
@@ -102,6 +107,9 @@ class Health:
                 reasons.append(f"pump: the oldest message is {self._oldest:.0f} s old and nothing has moved for {quiet:.0f} s")
         return reasons
 
-    def _gone_since(self, then: float) -> bool:
-        """Say whether what waited then has gone since: by another daemon, or this one would have noticed that its sink is well again."""
-        return self._oldest < self._measured_at - then
+    def _has_gone(self, name: str, then: float) -> bool:
+        """Say whether what waited for a sink then has gone by another daemon: or this one would have tried it again, and seen how it is."""
+        if name not in self._sinks:
+            return False
+        seconds = self._measured_at - then
+        return seconds > _TRIED_AGAIN and self._oldest < seconds and not self._held_by.get(self._sinks[name], 0)

@@ -195,8 +195,13 @@ async def _probes(ours: Fleet) -> list[Probe]:
         if daemon in ours.pumps:
             with suppress(AssertionError):
                 await eventually(measured, within=5, what="the next measurement")
-        status, _ = await daemon.ask("/readyz")
-        found.append(Probe(time.time(), daemon.name, "readyz", status == 200, 1.0))
+
+        async def ready(daemon: Member = daemon) -> bool:
+            return (await daemon.ask("/readyz"))[0] == 200
+
+        with suppress(AssertionError):  # what another pump has published was to be tried again by now, and to be measured
+            await eventually(ready, within=30, what="the daemon to be ready")
+        found.append(Probe(time.time(), daemon.name, "readyz", await ready(), 1.0))
         _, text = await daemon.ask("/metrics")
         for name, so in wanted.items() if daemon in ours.pumps else ():
             said = metric(text, name)

@@ -76,20 +76,31 @@ def test_it_is_ready_again_when_the_trouble_is_over(health: Health) -> None:
     assert health.why_not_ready() == []
 
 
-@pytest.mark.parametrize(("measured", "oldest", "ready"), [(0, 0, True), (0, 9, True), (0, 11, False), (15, 0, False)])
+@pytest.mark.parametrize(
+    ("ago", "measured", "oldest", "held", "ready"),
+    [
+        (20, 0, 0, 0, True),
+        (20, 0, 19, 0, True),
+        (20, 0, 21, 0, False),  # what met the trouble still waits
+        (20, 0, 0, 1, False),  # or waits aside
+        (20, 25, 0, 0, False),  # it was measured before
+        (10, 0, 0, 0, False),  # it may be about to be tried again
+    ],
+)
 def test_a_sink_whose_messages_another_daemon_has_published_is_in_no_trouble(
-    health: Health, measured: float, oldest: float, ready: bool
+    health: Health, ago: float, measured: float, oldest: float, held: int, ready: bool
 ) -> None:
     """Nothing may come for this one for days. A bridge of its own, with messages that nobody else has, goes by its own last publish."""
     troubled = progress(sink="timeout: no answer")
-    troubled.sink_troubled_at = time.monotonic() - 10
-    health.watch("sink events", troubled, from_outbox=True)
-    health.note_backlog(backlog(oldest_seconds=oldest), measured)
+    troubled.sink_troubled_at = time.monotonic() - ago
+    health.watch("sink events", troubled, sink="events")
+    health.note_backlog(backlog(oldest_seconds=oldest, held_by={"events": held, "other": 3}), measured)
     assert (health.why_not_ready() == []) == ready
     troubled.sink_trouble = "timeout: no answer"
     assert health.why_not_ready() == ["sink events: timeout: no answer"]
+    troubled.sink_troubled_at = time.monotonic() - 9999
     health.watch("bridge orders", troubled)
-    health.note_backlog(backlog(), -1)
+    health.note_backlog(backlog())
     assert health.why_not_ready() == ["bridge orders: timeout: no answer"]
 
 

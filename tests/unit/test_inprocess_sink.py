@@ -504,6 +504,56 @@ async def test_what_comes_behind_a_slow_reader_of_a_log_is_stuck_as_well() -> No
     await reader
 
 
+async def test_what_is_stuck_need_not_be_in_the_call_or_ahead_in_it() -> None:
+    broker = Broker()
+    sink, late = InProcessSink(broker, timeout=0.02), made(topic="orders.slow")
+    async with broker.subscribe("orders.slow", ack="explicit"), broker.subscribe("orders.quick") as quick:
+        reader = asyncio.create_task(acknowledge(quick, []))
+        assert reasons(await sink.publish([late])) == [Reason.TIMEOUT]
+        patient(sink)
+        for ahead, behind in ([made(topic="orders.slow")], [late]), ([made(topic="orders.slow")], []):
+            outcomes = await asyncio.wait_for(sink.publish([*ahead, made(topic="orders.quick"), *behind]), 10)
+            assert reasons(outcomes) == [Reason.BEHIND, None, *[Reason.BEHIND] * len(behind)]
+    await reader
+
+
+async def test_a_log_that_is_well_is_waited_for_though_a_subscription_beside_it_is_stuck() -> None:
+    broker, log = Broker(), SlowLog()
+    broker.keep("orders.kept", log)
+    sink, stuck = InProcessSink(broker, timeout=0.02), made(topic="orders.slow")
+    async with broker.subscribe("orders.slow", "orders.kept", ack="explicit"), broker.subscribe("orders.quick") as quick:
+        reader = asyncio.create_task(acknowledge(quick, []))
+        assert reasons(await sink.publish([stuck])) == [Reason.TIMEOUT]
+        patient(sink)
+        outcomes = await sink.publish([made(topic="orders.kept"), made(topic="orders.quick"), stuck])
+        assert reasons(outcomes) == [None, None, Reason.BEHIND]
+    await reader
+
+
+async def test_two_calls_with_one_message_leave_the_one_that_is_ahead() -> None:
+    broker, message = Broker(), made()
+    sink = InProcessSink(broker, timeout=0.02)
+    async with broker.subscribe(ack="explicit") as subscription:
+        calls = [asyncio.create_task(sink.publish([message])) for _ in range(2)]
+        first, _ = await take(subscription, 2)
+        await asyncio.gather(*calls)
+        first.ack()
+        assert await sink.publish([message]) == [PUBLISHED]
+
+
+async def test_an_answer_is_not_kept_for_another_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row may have been another daemon's by then; what comes with that id later is a letter that was requeued."""
+    broker, message = Broker(), made()
+    sink = InProcessSink(broker, timeout=0.02)
+    async with broker.subscribe(ack="explicit") as subscription:
+        assert reasons(await sink.publish([message])) == [Reason.TIMEOUT]
+        (await take(subscription, 1))[0].reject(Reason.INVALID, "then")
+        monkeypatch.setattr("bridges.inprocess.late._MAX_AGE", -1.0)
+        sinking = asyncio.create_task(patient(sink).publish([message]))
+        (await take(subscription, 1))[0].ack()
+        assert await sinking == [PUBLISHED]
+
+
 async def test_what_a_sink_remembers_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over it is withdrawn, the oldest first."""
     monkeypatch.setattr("bridges.inprocess.late._MAX_MESSAGES", 3)
@@ -515,6 +565,10 @@ async def test_what_a_sink_remembers_has_a_limit(monkeypatch: pytest.MonkeyPatch
         assert subscription.mailbox.queued == 3
         await sink.publish([made(b"12345678")])
         assert [bytes(delivery.payload) for delivery in await take(subscription, 3)] == [b"3", b"4", b"12345678"]
+        large = made(b"more than ten")
+        assert reasons(await sink.publish([large])) == [Reason.TIMEOUT]
+        (await take(subscription, 1))[0].ack()
+        assert await sink.publish([large]) == [PUBLISHED], "alone it is remembered, however large it is"
 
 
 async def test_calls_leave_nothing_for_the_garbage_collector() -> None:
