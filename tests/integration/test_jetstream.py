@@ -25,6 +25,7 @@ from tests.conftest import Stream
 from tests.contracts.claims import drain
 from tests.contracts.harness_jetstream import connected
 from tests.contracts.messages import assert_key_prefix, ids, kinds, published
+from tests.contracts.outages import stand_still
 from tests.engines.deadline import eventually
 
 if TYPE_CHECKING:
@@ -209,6 +210,7 @@ async def test_a_batch_without_an_answer_is_released_and_sent_again(tmp_path: Pa
 
         assert await all_published(first.copy())
         engine.signal(signal.SIGSTOP)
+        await stand_still([engine.pid])
         try:
             outcomes = await sink.publish(second)
         finally:
