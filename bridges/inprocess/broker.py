@@ -230,10 +230,10 @@ class Broker:
         self._check_open()
         return Posting(message, self._route(message.topic), PLAIN, answered=answered)
 
-    def post(self, posting: Posting) -> None:
-        """Publish; what comes of it, and when, the posting knows."""
+    async def post(self, posting: Posting) -> None:
+        """Begin to publish; what comes of it, and when, the posting knows. Raises what a log in memory does."""
         if not self._replies.settle(posting.message):
-            posting.waits_for(self._dispatch.begin(posting))
+            posting.waits_for(await self._dispatch.begin(posting))
 
     async def store(self, postings: Sequence[Posting]) -> None:
         """Publish messages that one durable log keeps, stored all together; nothing is done if they are others: see `Posting.stored`."""

@@ -47,9 +47,14 @@ class Dispatch:
         await self._post(posting)
         return posting.deliveries
 
-    def begin(self, posting: Posting) -> Sequence[asyncio.Future[Any]]:
-        """Do the same, for somebody who has the posting: return what is to be waited for, and cancelled if nobody does."""
-        if posting.route.kept is None:
+    async def begin(self, posting: Posting) -> Sequence[asyncio.Future[Any]]:
+        """Do the same, for somebody who has the posting: return what is to be waited for, and cancelled if nobody does.
+
+        A log in memory has the message at once, before what others publish next. A durable one takes its time, beside everything else.
+        """
+        kept = posting.route.kept
+        if kept is None or not kept.log.durable:
+            await self._store(posting)
             return self._deliver(posting)
         task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._post(posting))
         self._tasks.add(task)

@@ -81,7 +81,7 @@ class InProcessSink:
                     if self._ordered:
                         call.in_order()
                     while (index := await call.turn()) is not None:
-                        self._take_turn(call, index)
+                        await self._take_turn(call, index)
             late = set(call.late())
             through = self._through + (PUBLISHED in outcomes)
             for index in late:
@@ -113,17 +113,17 @@ class InProcessSink:
             call.out.update((index, posting) for index, posting in enumerate(postings) if posting.stored)
         return len(call.out) == len(messages)
 
-    def _take_turn(self, call: Sending, index: int) -> None:
+    async def _take_turn(self, call: Sending, index: int) -> None:
         try:
-            outcome = self._hand_over(call, index)
-        except (InvalidMessage, Closed) as problem:
+            outcome = await self._hand_over(call, index)
+        except (InvalidMessage, Closed, OSError, LogFailed) as problem:
             outcome = outcome_of(problem)
         if outcome is None:
             call.handed_over(index)
         else:
             call.over(index, outcome)
 
-    def _hand_over(self, call: Sending, index: int) -> Outcome | None:
+    async def _hand_over(self, call: Sending, index: int) -> Outcome | None:
         """Publish one message; return its outcome where that is known without."""
         message = call.messages[index]
         if self._late and (left := self._late.take(message)) is not None:
@@ -135,7 +135,7 @@ class InProcessSink:
         if self._unheard is not PUBLISHED and not (self._broker.hears(topic) or self._broker.stores(topic) or topic.startswith(INBOX)):
             return self._unheard  # an answer to a request that comes again, or too late, is let go: nobody will ever await it again
         posting = self._broker.posting(message, answered=True)
-        self._broker.post(posting)
+        await self._broker.post(posting)
         call.out[index] = posting
         return None
 

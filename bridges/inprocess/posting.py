@@ -52,13 +52,13 @@ class Posting:
     Attributes:
         stored: whether a durable log has it.
         awaited: whether somebody waits for what becomes of it.
-        number: what whoever listens calls it.
         deliveries: those that were made and went to a buffer, or were dropped for want of room there.
     """
 
     __slots__ = (
         "_answers",
         "_listens",
+        "_number",
         "_told",
         "_waits",
         "answered",
@@ -66,7 +66,6 @@ class Posting:
         "deliveries",
         "its",
         "message",
-        "number",
         "route",
         "stored",
     )
@@ -77,7 +76,7 @@ class Posting:
         self.its = its
         self.stored = self._listens = False
         self._told: Callable[[int], None] | None = None
-        self.number = 0
+        self._number = 0
         self._waits: Sequence[asyncio.Future[Any]] = ()
         self.deliveries: list[Delivery] = []
         self._answers: list[tuple[str, Answer]] = []
@@ -128,7 +127,7 @@ class Posting:
         None if that is not known yet. Raises what went wrong on its way.
         """
         if self._waits:
-            if not all(wait.done() for wait in self._waits):
+            if self._on_its_way():
                 return None
             if not self.stored:
                 for wait in self._waits:
@@ -147,7 +146,7 @@ class Posting:
 
     def tell(self, told: Callable[[int], None] | None, number: int = 0) -> None:
         """Have something called with a number, in place of what was before, whenever `known` may know, perhaps at once; None: nothing."""
-        self._told, self.number = told, number
+        self._told, self._number = told, number
         if told is not None and (self._listens or not self._listen()):
             told(number)
 
@@ -165,32 +164,24 @@ class Posting:
         return self._told is not None
 
     def unread(self) -> list[str]:
-        """Return the names of the subscriptions where no reader has had it yet, and one may; or of the log that is at it."""
-        if (log := self._log_at_it()) is not None:
-            return [log]
-        return [name for name, answer in self._answers if answer.unread()]
-
-    def ahead(self) -> list[str]:
-        """Return what it has to pass before it is published, by the same names."""
+        """Return the names of the subscriptions where no reader has had it yet, and one may; or of the durable log that is at it."""
         kept = self.route.kept
-        if kept is None or (log := self._log_at_it()) is None:
-            return self.unread()
-        return [log] if kept.log.durable else [log, *(box.name for box in (*self.route.boxes, *self.route.fed))]
+        if kept is not None and kept.log.durable and not self.stored and self._on_its_way():
+            return [f"the log of {kept.pattern.text}"]
+        return [name for name, answer in self._answers if answer.unread()]
 
     def withdraw(self) -> bool:
         """Its publisher waits no longer: what has had no reader yet gets none. Say whether all of it goes on: with readers, or in a log."""
         cut = sum(wait.cancel() for wait in self._waits if not wait.done())
         return self.stored or not (cut + sum(answer.withdraw() for _, answer in self._answers))
 
-    def _log_at_it(self) -> str | None:
-        kept = self.route.kept
-        if kept is None or self.stored or all(wait.done() for wait in self._waits):
-            return None
-        return f"the log of {kept.pattern.text}"
+    def _on_its_way(self) -> bool:
+        """Whether there is no room for it yet somewhere, or a log is at it."""
+        return any(not wait.done() for wait in self._waits)
 
     def _listen(self) -> bool:
         """Listen to everybody who has it, once, however many calls await it; say whether there is anybody, now or later."""
-        if self._waits and not all(wait.done() for wait in self._waits):
+        if self._waits and self._on_its_way():
             return True
         self._listens = True
         for _, answer in self._answers:
@@ -199,11 +190,11 @@ class Posting:
 
     def _heard(self, _: object) -> None:
         if self._told is not None:
-            self._told(self.number)
+            self._told(self._number)
 
     def _came_on(self, _: object) -> None:
         if self._told is not None:
-            self.tell(self._told, self.number)
+            self.tell(self._told, self._number)
 
 
 def _worst(outcomes: list[Outcome]) -> Outcome:

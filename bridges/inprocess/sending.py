@@ -80,7 +80,7 @@ class Sending:
     def handed_over(self, index: int) -> None:
         """A message is out: what becomes of it, if that is not known yet, is heard."""
         posting = self.out[index]
-        if index in self.since or (self._stuck_at and not self._stuck_at.isdisjoint(posting.ahead())):
+        if index in self.since or (self._stuck_at and not self._stuck_at.isdisjoint(posting.unread())):
             self._stuck.add(index)
         else:
             self._awaited.add(index)

@@ -28,6 +28,16 @@ class SlowLog(MemoryLog):
         return offset
 
 
+class StuckLog(MemoryLog):
+    """A log that says that it is durable, and whose appends never end."""
+
+    durable = True
+
+    async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 async def taken(subscription: Subscription, count: int) -> list[int]:
     """Take so many, acknowledge them, and return their numbers."""
     got: list[int] = []

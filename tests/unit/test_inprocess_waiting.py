@@ -13,7 +13,7 @@ from bridges.inprocess import Broker, Drop, InProcessSink, MemoryLog
 from bridges.inprocess.stamps import PLAIN, Stamps
 from bridges.ports import Reason, Released
 from tests.engines.deadline import eventually
-from tests.unit.logs import SlowLog
+from tests.unit.logs import SlowLog, StuckLog
 from tests.unit.messages import made, publish, turn, whether
 
 if TYPE_CHECKING:
@@ -201,13 +201,8 @@ async def test_publish_and_wait_leaves_nothing_behind_when_it_is_cancelled() -> 
 
 
 async def test_publish_and_wait_waits_no_longer_for_a_log_than_it_says() -> None:
-    class Slow(MemoryLog):
-        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
-            await asyncio.Event().wait()
-            raise AssertionError
-
     broker = Broker()
-    broker.keep("orders.>", Slow())
+    broker.keep("orders.>", StuckLog())
     async with broker.subscribe():
         with pytest.raises(Stalled, match=r"the log of 'orders\.>'"):
             await asyncio.wait_for(broker.publish_and_wait(made(), 0.05), 10)
