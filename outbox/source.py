@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, LiteralString, Self
 
 import psycopg
 
@@ -241,25 +241,26 @@ class OutboxSource:
 
     async def _own_lanes(self, connection: psycopg.AsyncConnection[Any], tried: str | None) -> tuple[list[int], str | None]:
         """Begin a claim and own some lanes; or one lane, for the destination that is to be tried, if one is."""
-        await self._begin(connection)
         if tried is not None:
-            cursor = await connection.execute(sql.bind(sql.OWN_LANE_OF_DESTINATION, self._schema), (tried,))
-            if lanes := [lane for (lane,) in await cursor.fetchall()]:
+            if lanes := await self._begin(connection, sql.OWN_LANE_OF_DESTINATION, (tried,)):
                 return lanes, tried
+            await connection.execute("ROLLBACK")
         # Everything, if there is little to do: one claim then sees all that is due. A share each, if there is much.
         share = self._share if self._busy else LANES
-        cursor = await connection.execute(sql.bind(sql.OWN_LANES, self._schema), (self._next_lane, share))
-        lanes = [lane for (lane,) in await cursor.fetchall()]
+        lanes = await self._begin(connection, sql.OWN_LANES, (self._next_lane, share))
         if lanes:
             self._next_lane = (lanes[-1] + 1) % LANES
         return lanes, None
 
-    async def _begin(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    async def _begin(self, connection: psycopg.AsyncConnection[Any], own: LiteralString, parameters: tuple[object, ...]) -> list[int]:
+        """Begin a claim, and return the lanes that it owns."""
         timeout = f"{int(self._claim_timeout * 1000)}ms"
         # It ends with a Sync, by which a pooler sees that a transaction has begun: what follows is asked for with Flush alone.
         async with connection.pipeline():
             await connection.execute(sql.BEGIN_CLAIM)
             await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
+            owned = await connection.execute(sql.bind(own, self._schema), parameters)
+        return [lane for (lane,) in await owned.fetchall()]
 
     async def _select_due(
         self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, floor: int, ticket: int, away: list[str]
