@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 from uuid import UUID, uuid5
@@ -29,14 +30,23 @@ MAX_PASSED: Final = 32
 """Bridges that a message may pass. It bounds the header, and is far beyond what anybody would build on purpose."""
 
 _OURS = {ID, KEY, TOPIC, CREATED_AT, CONTENT_TYPE}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FOREIGN_IDS = UUID("8a3e4b8e-7d0f-5c7c-9d0a-2f6f0f8d2c11")
 _PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 
 def text_of(given_id: UUID) -> str:
-    """Return what `str` does, in half the time: it is done for every message."""
-    text = f"{given_id.int:032x}"
+    """Return what `str` does, in two thirds of the time: it is done for every message."""
+    text = given_id.int.to_bytes(16).hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def text_of_time(time: datetime) -> str:
+    """Return what ``isoformat`` does, in two thirds of the time for one in UTC: the messages of a batch are of a few seconds."""
+    if time.tzinfo is not UTC or not (microsecond := time.microsecond):
+        return time.isoformat()
+    since = time - _EPOCH
+    return f"{_text_of_second(since.days, since.seconds)}.{microsecond:06d}+00:00"
 
 
 def encode(message: Message, *, key: bool) -> Iterator[tuple[str, str]]:
@@ -49,7 +59,7 @@ def encode(message: Message, *, key: bool) -> Iterator[tuple[str, str]]:
     if key and message.key is not None:
         yield KEY, message.key
     if message.created_at is not None:
-        yield CREATED_AT, message.created_at.isoformat()
+        yield CREATED_AT, text_of_time(message.created_at)
     yield CONTENT_TYPE, message.content_type
     yield from message.headers.items()
 
@@ -107,6 +117,11 @@ def quoted(value: str) -> str:
 def unquoted(value: str) -> str:
     """Undo `quoted`."""
     return unquote(value) if "%" in value else value
+
+
+@lru_cache(maxsize=1000)
+def _text_of_second(days: int, seconds: int) -> str:
+    return (_EPOCH + timedelta(days, seconds)).isoformat().removesuffix("+00:00")
 
 
 def _id_of(text: str | None, origin: str) -> UUID:

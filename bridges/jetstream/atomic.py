@@ -89,7 +89,7 @@ class AtomicBatches:
                 count = await self._send(client, window, name, messages)
             await window.all_acknowledged(deadline)
         finally:
-            client.forget(window, 1)
+            client.forget(window)
         return count, count > 0 and self._is_stored(window.received[0], name, count)
 
     async def _send(self, client: AckingClient, window: Window, name: str, messages: Sequence[Message]) -> int:

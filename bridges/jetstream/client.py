@@ -27,9 +27,10 @@ CHUNK: Final = 1 << 16
 class Window:
     """Some messages on their way, and their acknowledgements as they arrive: the bytes of each, by its place in the window."""
 
-    def __init__(self, client: AckingClient, first: int) -> None:
+    def __init__(self, client: AckingClient, first: int, size: int) -> None:
         self._client = client
-        self.first = first
+        self._first = first
+        self._end = first + size
         self.frames: list[bytes] = []
         """Whole PUBs or HPUBs to be sent next, each with `reply` of its place as its reply subject."""
         self.received: dict[int, bytes] = {}
@@ -40,7 +41,7 @@ class Window:
 
     def reply(self, place: int) -> bytes:
         """Return the reply subject for the message at a place."""
-        return b"%b%d" % (self._client.inbox, self.first + place)
+        return b"%b%d" % (self._client.inbox, self._first + place)
 
     async def send(self) -> None:
         """Write the frames, and forget them. Raises a nats error, or `OSError`, if the connection is lost."""
@@ -64,11 +65,18 @@ class Window:
             await happens(self._complete, remaining)
             self._complete.clear()  # whoever was woken looks once, and waits again if there was nothing to see
 
-    def take(self, number: int, acknowledgement: bytes) -> None:
-        """Note an acknowledgement."""
-        self.received[number - self.first] = acknowledgement
+    def take(self, acknowledgements: Sequence[tuple[int, bytes]]) -> int:
+        """Note those that are for a place here, and return how many these are."""
+        first, end = self._first, self._end
+        taken = [(number - first, what) for number, what in acknowledgements if first <= number < end]
+        self.received.update(taken)
         if len(self.received) == self._wanted:
             self._complete.set()
+        return len(taken)
+
+    def nobody_there(self) -> None:
+        """Note that the first message has nobody to answer it."""
+        self.take([(self._first, b"")])
 
     def wake(self) -> None:
         """The connection is lost: look."""
@@ -83,7 +91,7 @@ class AckingClient(Client):
         self._must_encrypt = must_encrypt
         self._ack_sid = -1
         self._numbers = 0
-        self._windows: dict[int, Window] = {}
+        self._windows: list[Window] = []
         self._questions: dict[str, Window] = {}
         """By subject, also when they are over: a denial may be late."""
         self.inbox = b""
@@ -99,7 +107,11 @@ class AckingClient(Client):
         prefix = self.new_inbox()
         subscription = await self.subscribe(f"{prefix}.*")
         await self.flush()
-        self._ack_sid = subscription._id
+        self.take_acknowledgements(prefix, subscription._id)
+
+    def take_acknowledgements(self, prefix: str, sid: int) -> None:
+        """From now on what comes for a subscription to an inbox is an acknowledgement."""
+        self._ack_sid = sid
         self.inbox = prefix.encode() + b"."
         one = rb"MSG %b(\d+) %d \d+\r\n(\{[^\r\n]*\})\r\n" % (re.escape(self.inbox), self._ack_sid)
         self.acknowledgement = re.compile(one)
@@ -119,34 +131,36 @@ class AckingClient(Client):
                 await window.send()
             await window.all_acknowledged(deadline)
         finally:
-            self.forget(window, 1)
+            self.forget(window)
         return window.received[0]
 
     def deny(self, what: str) -> None:
         """Note what the server said that we may not do. If it was to ask, that is the answer, and no trouble for anybody else."""
         for subject, window in self._questions.items():
             if f'"{subject}"' in what.lower():
-                self.acknowledged(window.first, b"")
+                window.nobody_there()
                 return
         self.denied = what
         self.wake_windows()
 
     def window(self, size: int) -> Window:
         """Return a window for up to ``size`` messages."""
-        window = Window(self, self._numbers)
-        self._windows.update(dict.fromkeys(range(self._numbers, self._numbers + size), window))
+        window = Window(self, self._numbers, size)
+        self._windows.append(window)
         self._numbers += size
         return window
 
-    def forget(self, window: Window, size: int) -> None:
-        """Take no more acknowledgements for a window that was made for ``size`` messages."""
-        for number in range(window.first, window.first + size):
-            self._windows.pop(number, None)
+    def forget(self, window: Window) -> None:
+        """Take no more acknowledgements for a window."""
+        self._windows.remove(window)
 
-    def acknowledged(self, number: int, acknowledgement: bytes) -> None:
-        """Hand an acknowledgement to its window. One that nobody waits for any more is dropped."""
-        if window := self._windows.pop(number, None):
-            window.take(number, acknowledgement)
+    def acknowledged(self, acknowledgements: Sequence[tuple[int, bytes]]) -> None:
+        """Hand acknowledgements, each with its number, to their windows. One that nobody waits for any more is dropped."""
+        left = len(acknowledgements)
+        for window in self._windows:  # of the calls that are under way, the oldest first, as the server does: it is nearly always that one
+            left -= window.take(acknowledgements)
+            if not left:
+                break
 
     async def write(self, frames: Sequence[bytes]) -> None:
         """Write whole frames past the client's own buffer, which it would send late after a reconnection, and wait for the transport."""
@@ -158,14 +172,14 @@ class AckingClient(Client):
 
     def wake_windows(self) -> None:
         """Tell everybody who waits that the connection is lost."""
-        for window in set(self._windows.values()):
+        for window in self._windows:
             window.wake()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if sid == self._ack_sid:  # with headers, or in pieces: what the fast way below has left
             number = bytes(subject[len(self.inbox) :])
             if number.isdigit():  # an error here would end the client's read loop
-                self.acknowledged(int(number), bytes(data))
+                self.acknowledged([(int(number), bytes(data))])
         else:
             await super()._process_msg(sid, subject, reply, data, headers)
 
@@ -192,15 +206,24 @@ class _AckParser(Parser):
         if self.buf:
             data = bytes(self.buf) + data
             self.buf.clear()
-        rest = data
-        if run := client.run.match(data):
-            rest = data[run.end() :]
-            for number, acknowledgement in client.acknowledgement.findall(run[0]):
-                client.acknowledged(int(number), acknowledgement)
+        between, numbers, acknowledgements, rest = _apart(client.acknowledgement, data)
+        if any(between):  # something else is among them, or behind them and looks like them: only those before it are taken here
+            run = client.run.match(data)
+            end = run.end() if run else 0
+            _, numbers, acknowledgements, _ = _apart(client.acknowledgement, data[:end])
+            rest = data[end:]
+        if numbers:
+            client.acknowledged(list(zip(map(int, numbers), acknowledgements, strict=True)))
         if rest.startswith(b"MSG " + self.nc.inbox) and not rest.endswith(b"\r\n"):
             self.buf.extend(rest)  # one that is still incomplete: for the next time
         elif rest:
             await super().parse(rest)
+
+
+def _apart(acknowledgement: re.Pattern[bytes], data: bytes) -> tuple[list[bytes], list[bytes], list[bytes], bytes]:
+    """Return what is before each acknowledgement, which should be nothing, their numbers, they themselves, and what is left behind them."""
+    parts = acknowledgement.split(data)
+    return parts[:-1:3], parts[1::3], parts[2::3], parts[-1]
 
 
 def cut(client: Any) -> None:

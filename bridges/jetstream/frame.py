@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from bridges import envelope
+from bridges.envelope import CREATED_AT, ID, KEY, text_of, text_of_time
 from bridges.errors import InvalidMessage
 from bridges.message import check_topic
 from bridges.ports import Reason, Rejected
@@ -54,21 +55,19 @@ class Framer:
             return start
         subject, constant = start
         given_id, _, payload, key, _, more, created_at = message
-        message_id = envelope.text_of(given_id)
-        text = f"{constant}{extra}Nats-Msg-Id: {message_id}"
-        if more and (copy := envelope.copy_of(message)):
-            text += _quoted(copy)
-        text += f"\r\n{envelope.ID}: {message_id}\r\n"
-        if key is not None:
-            text += f"{envelope.KEY}: {_quoted(key)}\r\n"
-        if created_at is not None:
-            text += f"{envelope.CREATED_AT}: {created_at.isoformat()}\r\n"
-        for name, value in more.items():
-            if not _is_sound(name):
-                allowed = "1 to 128 characters of A-Z, a-z, 0-9, _ and -, and none of NATS's own"
-                return Rejected(Reason.INVALID, f"the header name {name!r} is not {allowed}")
-            text += f"{name}: {_quoted(value)}\r\n"
-        headers = f"{text}\r\n".encode()
+        message_id = text_of(given_id)
+        copy = own = ""
+        if more:
+            copy = _quoted(envelope.copy_of(message))
+            for name, value in more.items():
+                if not _is_sound(name):
+                    allowed = "1 to 128 characters of A-Z, a-z, 0-9, _ and -, and none of NATS's own"
+                    return Rejected(Reason.INVALID, f"the header name {name!r} is not {allowed}")
+                own += f"{name}: {_quoted(value)}\r\n"
+        of_key = "" if key is None else f"{KEY}: {_quoted(key)}\r\n"
+        of_time = "" if created_at is None else f"{CREATED_AT}: {text_of_time(created_at)}\r\n"
+        # In one piece, since this is done for every message.
+        headers = f"{constant}{extra}Nats-Msg-Id: {message_id}{copy}\r\n{ID}: {message_id}\r\n{of_key}{of_time}{own}\r\n".encode()
         size = len(headers) + len(payload)
         if size > max_payload:
             return Rejected(Reason.TOO_LARGE, f"headers and payload are {size} bytes; the server's max_payload is {max_payload}")

@@ -8,7 +8,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridges.envelope import decode, encode, quoted, unquoted
+from bridges.envelope import decode, encode, quoted, text_of, text_of_time, unquoted
 from bridges.message import Message, check_message
 
 texts = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(' %25"\\\t\r\n\0é🦀')), max_size=20)
@@ -27,6 +27,16 @@ messages = st.builds(
     headers=st.dictionaries(names, values, max_size=4),
     created_at=st.one_of(st.none(), st.datetimes(timezones=zones)),
 )
+
+
+@given(st.datetimes(timezones=zones))
+def test_a_time_is_written_as_python_writes_it(time: datetime) -> None:
+    assert text_of_time(time) == time.isoformat()
+
+
+@given(st.uuids())
+def test_an_id_is_written_as_python_writes_it(given_id: UUID) -> None:
+    assert text_of(given_id) == str(given_id)
 
 
 @given(texts)

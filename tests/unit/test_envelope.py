@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from bridges.envelope import REPLAYED, copy_of, decode, encode, passing, quoted, text_of, unquoted
+from bridges.envelope import REPLAYED, copy_of, decode, encode, passing, quoted, unquoted
 from bridges.message import Message
 
 ID = UUID("0190a5a0-0000-7000-8000-000000000001")
@@ -25,11 +25,6 @@ def test_the_names_on_the_wire() -> None:
         "traceparent": "00-1-2-01",
         "Own": "v",
     }
-
-
-@pytest.mark.parametrize("number", [0, 1, 0x0190A5A0_0000_7000_8000_000000000001, (1 << 128) - 1])
-def test_an_id_is_written_as_python_writes_it(number: int) -> None:
-    assert text_of(UUID(int=number)) == str(UUID(int=number))
 
 
 def test_the_key_is_no_header_where_the_broker_has_keys() -> None:

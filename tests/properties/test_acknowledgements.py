@@ -1,0 +1,104 @@
+"""Acknowledgements reach who waits for them, however the server's bytes are cut, and whatever comes between them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridges.jetstream.client import AckingClient
+
+MINE, OTHERS = 1, 2
+FIRST, COUNT = 3, 12
+"""The numbers of the window that is looked at; another one has those before, and nobody those after."""
+
+ALIKE = b'MSG _INBOX.a.5 1 11\r\n{"seq":"no"}\r\n'
+"""What looks like an acknowledgement, in the payload of something else."""
+
+numbers = st.integers(0, FIRST + COUNT + 2)
+payloads = st.sampled_from([b"", b"x", b"\r\n", ALIKE, ALIKE * 2 + b"MSG _INBOX.a.", b"MSG _INBOX.a.5 1 3\r\n{", b"-ERR 'no'\r\n"])
+
+
+def acknowledgement(number: int) -> bytes:
+    body = b'{"stream":"s", "seq":%d}' % (number + 100)
+    return b"MSG _INBOX.a.%d %d %d\r\n%b\r\n" % (number, MINE, len(body), body)
+
+
+def nobody(number: int) -> bytes:
+    return b"HMSG _INBOX.a.%d %d 16 16\r\nNATS/1.0 503\r\n\r\n\r\n" % (number, MINE)
+
+
+def other(payload: bytes) -> bytes:
+    return b"MSG elsewhere %d %d\r\n%b\r\n" % (OTHERS, len(payload), payload)
+
+
+pieces = st.one_of(
+    numbers.map(acknowledgement),
+    numbers.map(acknowledgement),
+    numbers.map(nobody),
+    payloads.map(other),
+    st.sampled_from([b"+OK\r\n", b"PONG\r\n", b"MSG _INBOX.a.x 1 2\r\n{}\r\n"]),
+)
+
+
+class Client(AckingClient):
+    """A client that is connected to nothing, and keeps what is no acknowledgement."""
+
+    def __init__(self) -> None:
+        super().__init__(must_encrypt=False)
+        self.others: list[bytes] = []
+        self.take_acknowledgements("_INBOX.a", MINE)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if sid == OTHERS:
+            self.others.append(bytes(data))
+        else:
+            await super()._process_msg(sid, subject, reply, data, headers)
+
+
+def told(sent: list[bytes], first: int, count: int) -> dict[int, bytes]:
+    """What the window of these numbers is told: the bodies, and nothing for a status without one."""
+    found: dict[int, bytes] = {}
+    for piece in sent:
+        match = re.fullmatch(rb"H?MSG _INBOX\.a\.(\d+) .*?\r\n(?:NATS/1.0 503\r\n\r\n)?(.*)\r\n", piece)
+        if match and first <= int(match[1]) < first + count:
+            found[int(match[1]) - first] = match[2]
+    return found
+
+
+@given(st.lists(pieces, max_size=30), st.lists(st.integers(1, 200), max_size=12))
+def test_every_acknowledgement_comes_to_its_window_and_everything_else_to_the_client(sent: list[bytes], cuts: list[int]) -> None:
+    async def run() -> None:
+        client = Client()
+        before, window = client.window(FIRST), client.window(COUNT)
+        data = b"".join(sent)
+        at = 0
+        for cut in [*cuts, len(data)]:
+            await client._ps.parse(data[at : at + cut])
+            at += cut
+        assert window.received == told(sent, FIRST, COUNT)
+        assert before.received == told(sent, 0, FIRST)
+        assert client.others == [piece[piece.index(b"\r\n") + 2 : -2] for piece in sent if piece.startswith(b"MSG elsewhere")]
+        client.forget(window)
+        await client._ps.parse(acknowledgement(FIRST + 1))
+        assert window.received == told(sent, FIRST, COUNT), "nobody waits there any more"
+
+    asyncio.run(run())
+
+
+@given(st.permutations(range(FIRST + COUNT + 2)), st.integers(1, 400))
+def test_who_waits_is_woken_by_the_last_and_not_before(order: list[int], size: int) -> None:
+    async def run() -> None:
+        client = Client()
+        client.window(FIRST)
+        window = client.window(COUNT)
+        window._wanted = COUNT
+        data = b"".join(map(acknowledgement, order))
+        for at in range(0, len(data), size):
+            await client._ps.parse(data[at : at + size])
+            assert window._complete.is_set() == (len(window.received) == COUNT)
+        assert window._complete.is_set()
+
+    asyncio.run(run())
