@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Bridge:
     """Moves messages from a source to a sink until it is stopped.
 
-    Up to ``claims`` batches are in flight at once. `run` ends after `stop`, when what is in flight was settled or, after
-    ``drain_timeout``, given back; cancelling it gives back at once. An error that is not an outage
-    ends it: it comes out of `run` in an ExceptionGroup.
+    Up to ``claims`` batches are in flight at once, and, as long as each claim finds all that it asks for, the next ones begin meanwhile.
+    `run` ends after `stop`, when what is in flight was settled or, after ``drain_timeout``, given back; cancelling it gives back at once.
+    An error that is not an outage ends it: it comes out of `run` in an ExceptionGroup.
 
     Args:
         source: owned by this bridge while it runs.
@@ -64,6 +64,7 @@ class Bridge:
         self._source_breaker = Breaker(f"{name}, its source", outage)
         self._sink_breaker = Breaker(f"{name}, its sink", outage)
         self._stopping = asyncio.Event()
+        self._plenty = False
 
     def stop(self) -> None:
         """Claim nothing more. Any number of times, from any state."""
@@ -71,22 +72,27 @@ class Bridge:
 
     async def run(self) -> None:
         """Move messages until `stop`."""
-        deliveries: set[asyncio.Task[None]] = set()
+        deliveries: dict[asyncio.Task[None], asyncio.Future[int]] = {}
         async with asyncio.TaskGroup() as group:
             while not self._stopping.is_set():
-                # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
-                await self._unless_stopped(asyncio.sleep(self._pause()))
                 if not await self._unless_stopped(self._slots.acquire()):
+                    break
+                # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
+                if not await self._unless_stopped(asyncio.sleep(self._pause())):
+                    self._slots.release()
                     break
                 claimed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
                 delivery = group.create_task(self._deliver(claimed), name=f"{self._name}: delivery")
-                deliveries.add(delivery)
-                delivery.add_done_callback(deliveries.discard)
-                if not await self._unless_stopped(claimed):
-                    delivery.cancel()  # it holds nothing yet
-                elif claimed.result() < self._batch and not self._pause():
+                deliveries[delivery] = claimed
+                delivery.add_done_callback(deliveries.pop)
+                if self._plenty:
+                    continue  # the next claim need not wait for what this one finds
+                if await self._unless_stopped(asyncio.shield(claimed)) and claimed.result() < self._batch and not self._pause():
                     # Everything there was is taken: the source knows when there may be more.
                     await self._unless_stopped(self._source.wait(self._idle))
+            for delivery, claimed in deliveries.items():
+                if not claimed.done():
+                    delivery.cancel()  # it holds nothing yet
             if deliveries:
                 await asyncio.wait(deliveries, timeout=self._drain_timeout)
                 for delivery in deliveries:
@@ -98,11 +104,13 @@ class Bridge:
                 self._source_breaker.succeeded()
                 if not claimed.done():
                     claimed.set_result(len(batch.messages))
+                self._plenty = len(batch.messages) >= self._batch
                 if batch.messages:
                     outcomes = await self._publish(batch.messages)
                     await batch.settle(outcomes)
                     self._judge(outcomes)
         except SourceUnavailable as problem:
+            self._plenty = False
             self._source_breaker.failed(Released(Reason.UNAVAILABLE, str(problem)))
         finally:
             self._slots.release()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from bridges.backoff import Backoff
+    from bridges.message import Message
     from bridges.ports import Outcome
     from outbox.rows import Row, Table
     from outbox.settlement import Held, Settlement
@@ -42,6 +43,8 @@ class OutboxBatch:
         self._open = True
         self.found: int | None = None
         """How many rows the claim saw; None if it knows nothing of what there is to do, since it owns no lanes, or one on purpose."""
+        self.lanes = 0
+        """How many it owns."""
         self.tried = False
         """Whether it is the one try of a destination that is away."""
         self.moved = False
@@ -84,6 +87,18 @@ class OutboxBatch:
             await self._connection.execute("COMMIT")
         for row in settlement.dead:
             log.error("dead letter: position %d: %s: %s", row.position, row.reason, row.error)
+
+
+class _Nothing:
+    """A batch without anything."""
+
+    messages: Sequence[Message] = ()
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Change nothing."""
+
+
+NOTHING: Final = _Nothing()
 
 
 def _statements(settlement: Settlement) -> Iterator[tuple[LiteralString, Any]]:

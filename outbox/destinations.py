@@ -45,6 +45,11 @@ class Destinations:
         self._count_at: dict[str, float] = {}
         self._full: frozenset[str] = frozenset()
 
+    @property
+    def all_there(self) -> bool:
+        """Whether none of them is away, or was and is to be tried."""
+        return all(breaker.closed for breaker in self._breakers.values())
+
     def away(self, *, but: str | None = None) -> dict[str, float]:
         """Return the destinations that take nothing now, except one, and the seconds until each is tried again.
 

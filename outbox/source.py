@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, LiteralString, Self
 
 import psycopg
@@ -14,7 +14,7 @@ from bridges.deadline import happens
 from bridges.errors import SourceUnavailable, told
 from bridges.message import NO_HEADERS, Message
 from outbox import sql
-from outbox.batch import OutboxBatch
+from outbox.batch import NOTHING, OutboxBatch
 from outbox.destinations import Destinations
 from outbox.doorbell import Doorbell
 from outbox.floors import Floors, Seen
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from bridges.breaker import Breaker
+    from bridges.ports import Batch
     from outbox.rows import Table
 
 log = logging.getLogger("outboxd.source")
@@ -94,7 +95,9 @@ class OutboxSource:
         self._next_lane = 0
         self._busy = False
         self._more = False
+        self._owned = 0
         self._tries = 0
+        self._trying = asyncio.Lock()
         self._fruitless = 0
         self._in_flight = 0
         self._claim_ended = asyncio.Event()
@@ -112,22 +115,31 @@ class OutboxSource:
             await self._idle.pop().close()
 
     @asynccontextmanager
-    async def claim(self, limit: int) -> AsyncIterator[OutboxBatch]:
+    async def claim(self, limit: int) -> AsyncIterator[Batch]:
         """Claim up to ``limit`` rows that are due, in one transaction that ends with the context. Raises `SourceUnavailable`."""
+        if self._owned >= LANES:  # by our own claims: there is nothing to ask for
+            self._more = False
+            yield NOTHING
+            return
         connection = None
         trying = False
+        owned = 0
         self._in_flight += 1
         try:
             connection = self._idle.pop() if self._idle else await self._connect()
             await self._destinations.count(connection)
-            batch = await self._claimed(connection, limit)
+            # One after the other while a destination is away: each knows then which of them are tries.
+            async with nullcontext() if self._destinations.all_there else self._trying:
+                batch = await self._claimed(connection, limit)
+                trying = batch.tried
+                self._tries += trying
+            owned = batch.lanes
+            self._owned += owned
             self._fruitless = 0 if batch.messages or batch.moved else self._fruitless + 1
             # Counted are the rows that were found, and not those that can be sent: what is set aside is work as well.
             self._more = batch.found is not None and batch.found >= limit and self._fruitless == 0
             if batch.found is not None:
                 self._busy = self._more
-            trying = batch.tried
-            self._tries += trying
             yield batch
             await batch.give_back()
             self._idle.append(connection)
@@ -137,6 +149,7 @@ class OutboxSource:
         finally:
             self._in_flight -= 1
             self._tries -= trying
+            self._owned -= owned
             self._claim_ended.set()
             if connection is not None:
                 # In an unknown state: the server rolls back when it is gone.
@@ -228,6 +241,7 @@ class OutboxSource:
             batch = OutboxBatch(connection, self._schema, to_send, settlement, self._retry, self._note_settled(lanes, rows, seen))
             batch.found = len(rows) if lanes and tried is None else None
             batch.tried = tried is not None
+            batch.lanes = len(lanes)
             batch.moved = moved
             if to_send or not settlement.changes_something:
                 break
@@ -241,24 +255,25 @@ class OutboxSource:
 
     async def _own_lanes(self, connection: psycopg.AsyncConnection[Any], tried: str | None) -> tuple[list[int], str | None]:
         """Begin a claim and own some lanes; or one lane, for the destination that is to be tried, if one is."""
-        if tried is not None:
-            if lanes := await self._begin(connection, sql.OWN_LANE_OF_DESTINATION, (tried,)):
-                return lanes, tried
-            await connection.execute("ROLLBACK")
+        if tried is not None and (lanes := await self._begin(connection, sql.OWN_LANE_OF_DESTINATION, (tried,))):
+            return lanes, tried
         # Everything, if there is little to do: one claim then sees all that is due. A share each, if there is much.
         share = self._share if self._busy else LANES
-        lanes = await self._begin(connection, sql.OWN_LANES, (self._next_lane, share))
+        lanes = await self._begin(connection, sql.OWN_LANES, (self._next_lane, share), begun=tried is not None)
         if lanes:
             self._next_lane = (lanes[-1] + 1) % LANES
         return lanes, None
 
-    async def _begin(self, connection: psycopg.AsyncConnection[Any], own: LiteralString, parameters: tuple[object, ...]) -> list[int]:
-        """Begin a claim, and return the lanes that it owns."""
+    async def _begin(
+        self, connection: psycopg.AsyncConnection[Any], own: LiteralString, parameters: tuple[object, ...], *, begun: bool = False
+    ) -> list[int]:
+        """Begin a claim, unless it has ``begun``, and return the lanes that it owns now."""
         timeout = f"{int(self._claim_timeout * 1000)}ms"
         # It ends with a Sync, by which a pooler sees that a transaction has begun: what follows is asked for with Flush alone.
         async with connection.pipeline():
-            await connection.execute(sql.BEGIN_CLAIM)
-            await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
+            if not begun:
+                await connection.execute(sql.BEGIN_CLAIM)
+                await connection.execute(sql.bind(sql.CONFIGURE_CLAIM, self._schema), (timeout, timeout, timeout))
             owned = await connection.execute(sql.bind(own, self._schema), parameters)
         return [lane for (lane,) in await owned.fetchall()]
 

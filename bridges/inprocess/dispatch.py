@@ -50,10 +50,10 @@ class Dispatch:
     async def begin(self, posting: Posting) -> Sequence[asyncio.Future[Any]]:
         """Do the same, for somebody who has the posting: return what is to be waited for, and cancelled if nobody does.
 
-        A log in memory has the message at once, before what others publish next. A durable one takes its time, beside everything else.
+        A log that need not wait has the message at once, before what others publish next. Any other takes its time, beside all else.
         """
         kept = posting.route.kept
-        if kept is None or not kept.log.durable:
+        if kept is None or kept.at_once:
             await self._store(posting)
             return self._deliver(posting)
         task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._post(posting))

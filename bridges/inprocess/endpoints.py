@@ -116,7 +116,7 @@ class InProcessSink:
     async def _take_turn(self, call: Sending, index: int) -> None:
         try:
             outcome = await self._hand_over(call, index)
-        except (InvalidMessage, Closed, OSError, LogFailed) as problem:
+        except (InvalidMessage, Closed) as problem:
             outcome = outcome_of(problem)
         if outcome is None:
             call.handed_over(index)

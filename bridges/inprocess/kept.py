@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from bridges.errors import ConfigurationError, Evicted
+from bridges.inprocess.memory import MemoryLog
 from bridges.inprocess.progress import Cursor, Progress
 from bridges.inprocess.stamps import PLAIN
 from bridges.topics import Pattern, covers, overlap
@@ -33,6 +34,11 @@ class KeptLog:
     pattern: Pattern
     log: Log
     progress: Progress | None
+
+    @property
+    def at_once(self) -> bool:
+        """Whether `append` never waits: for a log in memory, and none that is made of it, without names to save."""
+        return type(self.log) is MemoryLog and self.progress is None
 
     async def append(self, messages: Sequence[Message], its: Stamps = PLAIN) -> int:
         """Store messages and return the first one's offset, once it is saved where each durable subscription that is new begins.

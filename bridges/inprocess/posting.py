@@ -164,9 +164,9 @@ class Posting:
         return self._told is not None
 
     def unread(self) -> list[str]:
-        """Return the names of the subscriptions where no reader has had it yet, and one may; or of the durable log that is at it."""
+        """Return the names of the subscriptions where no reader has had it yet, and one may; or of the log that is at it."""
         kept = self.route.kept
-        if kept is not None and kept.log.durable and not self.stored and self._on_its_way():
+        if kept is not None and not (kept.at_once or self.stored) and self._on_its_way():
             return [f"the log of {kept.pattern.text}"]
         return [name for name, answer in self._answers if answer.unread()]
 

@@ -66,11 +66,12 @@ class Window:
             self._complete.clear()  # whoever was woken looks once, and waits again if there was nothing to see
 
     def take(self, acknowledgements: Sequence[tuple[int, bytes]]) -> int:
-        """Note those that are for a place here, and return how many these are."""
-        first, end = self._first, self._end
+        """Note those that are for a place here, and return how many these are. Of several for one place the first counts."""
+        first, end, received = self._first, self._end, self.received
         taken = [(number - first, what) for number, what in acknowledgements if first <= number < end]
-        self.received.update(taken)
-        if len(self.received) == self._wanted:
+        for place, what in taken:
+            received.setdefault(place, what)
+        if 0 <= self._wanted <= len(received):
             self._complete.set()
         return len(taken)
 

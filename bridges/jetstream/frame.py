@@ -10,8 +10,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from bridges import envelope
-from bridges.envelope import CREATED_AT, ID, KEY, text_of, text_of_time
+from bridges.envelope import CONTENT_TYPE, CREATED_AT, ID, KEY, TOPIC, copy_of, quoted, text_of, text_of_time
 from bridges.errors import InvalidMessage
 from bridges.message import check_topic
 from bridges.ports import Reason, Rejected
@@ -58,7 +57,7 @@ class Framer:
         message_id = text_of(given_id)
         copy = own = ""
         if more:
-            copy = _quoted(envelope.copy_of(message))
+            copy = _quoted(copy_of(message))
             for name, value in more.items():
                 if not _is_sound(name):
                     allowed = "1 to 128 characters of A-Z, a-z, 0-9, _ and -, and none of NATS's own"
@@ -84,7 +83,7 @@ class Framer:
         if len(encoded) > _MAX_SUBJECT:
             return Rejected(Reason.INVALID, f"the subject is over {_MAX_SUBJECT} bytes")
         headers = f"NATS/1.0\r\nNats-Expected-Stream: {self._stream}\r\n"
-        return encoded, f"{headers}{envelope.TOPIC}: {_quoted(topic)}\r\n{envelope.CONTENT_TYPE}: {_quoted(content_type)}\r\n"
+        return encoded, f"{headers}{TOPIC}: {_quoted(topic)}\r\n{CONTENT_TYPE}: {_quoted(content_type)}\r\n"
 
 
 @lru_cache(maxsize=10_000)
@@ -93,4 +92,4 @@ def _is_sound(name: str) -> bool:
 
 
 def _quoted(value: str) -> str:
-    return value if _PLAIN.fullmatch(value) else envelope.quoted(value)
+    return value if _PLAIN.fullmatch(value) else quoted(value)

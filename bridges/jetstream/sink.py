@@ -138,13 +138,15 @@ class JetStreamSink:
             await window.all_acknowledged(call.deadline)
         finally:
             client.forget(window)
-            if self._all_plain.fullmatch(b"\n".join(window.received.values())):
-                for place in window.received:
+            received = window.received
+            answered = [place for place in range(len(sent)) if place in received]
+            if self._all_plain.fullmatch(b"\n".join([received[place] for place in answered])):
+                for place in answered:
                     outcomes[sent[place]] = PUBLISHED
             else:
-                for place, acknowledgement in window.received.items():
+                for place in answered:
                     index = sent[place]
-                    outcomes[index] = blocked.note(messages[index], self._judge(acknowledgement))
+                    outcomes[index] = blocked.note(messages[index], self._judge(received[place]))
 
     def _judge(self, acknowledgement: bytes) -> Outcome:
         if not acknowledgement:

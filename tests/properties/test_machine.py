@@ -30,6 +30,7 @@ from bridges.ports import BEHIND, PUBLISHED, Outcome, Published, Reason, Rejecte
 from bridges.router import Route, Router
 from bridges.topics import Pattern
 from outbox import Draft, Outbox
+from outbox.batch import OutboxBatch
 from outbox.deadletters import Selection, requeue
 from outbox.rows import Policy
 from outbox.source import OutboxSource
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from bridges.message import Message
-    from outbox.batch import OutboxBatch
+    from bridges.ports import Batch
 
 # Topics and what their routes say. "away" and "here" are destinations that fail alone.
 POLICIES = {
@@ -135,8 +136,8 @@ class Pump:
 @dataclass
 class Claim:
     pump: Pump
-    context: AbstractAsyncContextManager[OutboxBatch]
-    batch: OutboxBatch
+    context: AbstractAsyncContextManager[Batch]
+    batch: Batch
     outcomes: Sequence[Outcome] | None = None
 
 
@@ -272,7 +273,7 @@ class Outboxes(RuleBasedStateMachine):
         self.run(self._crash(claim, how))
 
     async def _crash(self, claim: Claim, how: str) -> None:
-        if how == "cut off":
+        if how == "cut off" and isinstance(claim.batch, OutboxBatch):
             await self.operator.execute("SELECT pg_terminate_backend(%s, 5000)", (claim.batch.backend,))
         with suppress(SourceUnavailable):
             await claim.context.__aexit__(None, None, None)

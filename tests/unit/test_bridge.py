@@ -92,8 +92,58 @@ async def test_nothing_is_published_for_an_empty_claim_and_the_source_is_waited_
 async def test_a_full_claim_is_followed_by_another_without_a_wait() -> None:
     source = FakeSource(batch_of(None, None), batch_of(None, None), batch_of(None))
     await stopped_when_drained(Bridge(source, FakeSink(), batch=2), source)
-    assert source.claims == 3
+    assert source.claims == 4, "one had begun beside the last, which was not full"
     assert len(source.waits) == 1
+
+
+async def test_a_claim_does_not_wait_for_what_the_last_finds_while_there_is_plenty() -> None:
+    """And the first that is not full ends that: what is found in a short queue is found by one after the other."""
+    looking, found = asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeSource):
+        @asynccontextmanager
+        async def claim(self, limit: int) -> AsyncIterator[Batch]:
+            async with super().claim(limit) as batch:
+                if self.claims == 3:
+                    looking.set()
+                if self.claims > 1:
+                    await found.wait()
+                yield batch
+
+    source = Slow(batch_of(None), batch_of(None), [], batch_of(None))
+    bridge = Bridge(source, FakeSink(), batch=1, claims=2)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(bridge.run())
+        await looking.wait()
+        assert len(source.settled) == 1, "two look at once, and neither has found anything"
+        found.set()
+        await source.drained.wait()
+        bridge.stop()
+    assert len(source.settled) == 3
+
+
+async def test_a_stop_ends_all_that_look_and_nothing_that_has_found() -> None:
+    gate, looking = Gate(), asyncio.Event()
+
+    class Slow(FakeSource):
+        @asynccontextmanager
+        async def claim(self, limit: int) -> AsyncIterator[Batch]:
+            if self.claims:
+                looking.set()
+                await asyncio.Event().wait()
+            async with super().claim(limit) as batch:
+                yield batch
+
+    source = Slow(batch_of(None))
+    bridge = Bridge(source, FakeSink(gate), batch=1, claims=3)
+    async with asyncio.timeout(10):
+        running = asyncio.create_task(bridge.run())
+        await gate.entered.wait()
+        await looking.wait()
+        bridge.stop()
+        gate.opened.set()
+        await running
+    assert (len(source.settled), source.given_back) == (1, [])
 
 
 async def test_a_graceful_stop_settles_what_is_in_flight() -> None:

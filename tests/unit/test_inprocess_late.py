@@ -117,8 +117,34 @@ async def test_what_is_acknowledged_between_two_calls_is_known_to_the_second_at_
         assert await sink.publish(messages[:1]) == [PUBLISHED]
 
 
-async def test_a_log_that_is_at_it_when_the_time_is_over_stores_a_message_once() -> None:
-    """In memory, beside a subscription that is full: neither the log nor anybody else gets another copy with each try."""
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_log_that_is_at_it_when_the_time_is_over_stores_a_message_once(*, durable: bool) -> None:
+    """And keeps nothing else waiting meanwhile."""
+    released = asyncio.Event()
+
+    class Waiting(MemoryLog):
+        async def append(self, messages: Sequence[Message], time: float, stamps: Stamps = PLAIN) -> int:
+            offset = await super().append(messages, time, stamps)
+            await released.wait()
+            return offset
+
+    Waiting.durable = durable
+    broker, log, handled = Broker(), Waiting(), list[bytes]()
+    broker.keep("orders.kept", log)
+    sink, message = InProcessSink(broker, timeout=SHORT), made(topic="orders.kept")
+    async with broker.subscribe() as subscription:
+        reader = asyncio.create_task(acknowledge(subscription, handled))
+        for number in range(3):
+            assert reasons(await sink.publish([message, made(number, topic="orders.quick")])) == [Reason.BEHIND, None]
+        assert (log.next, handled) == (1, [b"0", b"1", b"2"])
+        released.set()
+        assert await asyncio.wait_for(patient(sink).publish([message]), 10) == [PUBLISHED]
+        assert log.next == 1
+    await reader
+
+
+async def test_what_a_log_has_while_a_subscription_is_full_is_stored_once() -> None:
+    """Neither the log nor anybody else gets another copy with each try."""
     broker, log = Broker(), MemoryLog()
     broker.keep("orders.>", log)
     sink, message = InProcessSink(broker, timeout=0.02), made(1)
