@@ -74,13 +74,7 @@ class Bridge:
         """Move messages until `stop`."""
         deliveries: dict[asyncio.Task[None], asyncio.Future[int]] = {}
         async with asyncio.TaskGroup() as group:
-            while not self._stopping.is_set():
-                if not await self._unless_stopped(self._slots.acquire()):
-                    break
-                # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
-                if not await self._unless_stopped(asyncio.sleep(self._pause())):
-                    self._slots.release()
-                    break
+            while not self._stopping.is_set() and await self._slot():
                 claimed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
                 delivery = group.create_task(self._deliver(claimed), name=f"{self._name}: delivery")
                 deliveries[delivery] = claimed
@@ -97,6 +91,19 @@ class Bridge:
                 await asyncio.wait(deliveries, timeout=self._drain_timeout)
                 for delivery in deliveries:
                     delivery.cancel()
+
+    async def _slot(self) -> bool:
+        """Wait until a batch may be claimed, and take a slot for it; or say that there is none any more, since it is to stop."""
+        if not await self._unless_stopped(self._slots.acquire()):
+            return False
+        # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
+        goes_on = False
+        try:
+            goes_on = await self._unless_stopped(asyncio.sleep(self._pause()))
+        finally:
+            if not goes_on:
+                self._slots.release()
+        return goes_on
 
     async def _deliver(self, claimed: asyncio.Future[int]) -> None:
         try:
@@ -132,6 +139,7 @@ class Bridge:
     def _judge(self, outcomes: Sequence[Outcome]) -> None:
         # A destination with a name has a breaker of its own, and its messages a place of their own to wait in.
         if trouble := trouble_in([outcome for outcome in outcomes if not (isinstance(outcome, Released) and outcome.destination)]):
+            self._plenty = False  # the next try is one batch
             self._sink_breaker.failed(trouble)
         elif any(isinstance(outcome, Published) for outcome in outcomes):
             self._sink_breaker.succeeded()

@@ -100,7 +100,7 @@ class OutboxSource:
         self._trying = asyncio.Lock()
         self._fruitless = 0
         self._in_flight = 0
-        self._claim_ended = asyncio.Event()
+        self._look_again = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,9 +127,9 @@ class OutboxSource:
         self._in_flight += 1
         try:
             connection = self._idle.pop() if self._idle else await self._connect()
-            await self._destinations.count(connection)
-            # One after the other while a destination is away: each knows then which of them are tries.
+            # One after the other while a destination is away: each knows then how much waits for it, and which of them are tries.
             async with nullcontext() if self._destinations.all_there else self._trying:
+                await self._destinations.count(connection)
                 batch = await self._claimed(connection, limit)
                 trying = batch.tried
                 self._tries += trying
@@ -140,6 +140,8 @@ class OutboxSource:
             self._more = batch.found is not None and batch.found >= limit and self._fruitless == 0
             if batch.found is not None:
                 self._busy = self._more
+            if self._more:
+                self._look_again.set()
             yield batch
             await batch.give_back()
             self._idle.append(connection)
@@ -150,7 +152,7 @@ class OutboxSource:
             self._in_flight -= 1
             self._tries -= trying
             self._owned -= owned
-            self._claim_ended.set()
+            self._look_again.set()
             if connection is not None:
                 # In an unknown state: the server rolls back when it is gone.
                 await connection.close()
@@ -164,8 +166,8 @@ class OutboxSource:
         if self._more:
             return
         if self._in_flight > self._tries:
-            self._claim_ended.clear()
-            await happens(self._claim_ended, min(timeout, self._poll_interval))
+            self._look_again.clear()
+            await happens(self._look_again, min(timeout, self._poll_interval))
             if self._in_flight > self._tries:
                 return
         try:

@@ -1,6 +1,6 @@
 """``make faults``: a mixture of nemeses on each sink, checked, with a table at the end.
 
-python -m tests.faults [--sink jetstream] [--seconds 600] [--seed 1] [--runs 1] [--only NAME ...] [--each] [--to .faults]
+python -m tests.faults [--sink jetstream] [--seconds 600] [--seed 1] [--runs 1] [--only NAME ...] [--each] [--to .faults] | --bugs
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tests.faults import report
 from tests.faults.catalogue import chosen
 from tests.faults.checker import check, told
 from tests.faults.fleet import SINKS
-from tests.faults.scenario import play
+from tests.faults.sabotage import SABOTAGES
+from tests.faults.scenario import play, play_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,17 @@ async def run(sink: str, nemeses: Sequence[Nemesis], options: argparse.Namespace
     return history, violations
 
 
+async def is_caught(name: str) -> bool:
+    """Run daemons with a bug, and tell whether the checker finds the promise that it breaks."""
+    bug = SABOTAGES[name]
+    with tempfile.TemporaryDirectory(prefix="outboxd-faults-bug-") as folder:
+        history = await play_with(name, Path(folder))
+    found = {violation.invariant for violation in check(history)}
+    others = f", and of {', '.join(sorted(found - {bug.invariant}))}" if found - {bug.invariant} else ""
+    print(f"{name}: {f'caught, as a breach of {bug.invariant}' if bug.invariant in found else 'NOT CAUGHT'}{others}", flush=True)
+    return bug.invariant in found
+
+
 def main() -> int:
     """Return 0 if everything was kept, 1 if not, and 2 for a mistake on the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
@@ -59,7 +71,13 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=40.0, help="transactions a second")
     parser.add_argument("--disks", action="store_true", help="those that fill disks too: takes the right to mount one")
     parser.add_argument("--to", type=Path, default=Path(".faults"), help="the folder of the report")
+    parser.add_argument(
+        "--bugs", action="store_true", help="no faults, but daemons with one bug each, for each promise: all must be caught"
+    )
     options = parser.parse_args()
+    if options.bugs:
+        missed = [name for name in SABOTAGES if not asyncio.run(is_caught(name))]
+        return int(bool(missed))
     runs: list[tuple[History, list[Violation]]] = []
     try:
         plans = [(sink, chosen(options.only, sink, slow=True)) for sink in options.sink or SINKS]

@@ -137,9 +137,19 @@ class Fleet:
     """Everything that a run has. Made by `fleet`."""
 
     def __init__(
-        self, folder: Path, postgres: PrivatePostgres, ways: tuple[Proxy, Proxy], broker: Broker, *, pumps: int, rate: float, seed: int
+        self,
+        folder: Path,
+        postgres: PrivatePostgres,
+        ways: tuple[Proxy, Proxy],
+        broker: Broker,
+        *,
+        pumps: int,
+        rate: float,
+        seed: int,
+        command: Sequence[str],
     ):
         self.folder = folder
+        self._command = command
         self.postgres = postgres
         self.postgres_way, self.writers_way = ways
         self.broker = broker
@@ -226,12 +236,19 @@ class Fleet:
         port = free_port()
         file = self.folder / f"{name}.toml"
         file.write_text(_COMMON.format(port=port) + configuration)
-        return Member(name, [*COMMAND, "run", "-c", str(file)], self.folder, environment, port)
+        return Member(name, [*self._command, "run", "-c", str(file)], self.folder, environment, port)
 
 
 @asynccontextmanager
 async def fleet(
-    sink: str, folder: Path, *, pumps: int = 1, rate: float = 40.0, seed: int = 0, small_disks: bool = False
+    sink: str,
+    folder: Path,
+    *,
+    pumps: int = 1,
+    rate: float = 40.0,
+    seed: int = 0,
+    small_disks: bool = False,
+    command: Sequence[str] = COMMAND,
 ) -> AsyncIterator[Fleet]:
     """Start the servers and their proxies, and yield a fleet whose processes are yet to be started; end whatever runs.
 
@@ -242,6 +259,7 @@ async def fleet(
         rate: transactions a second of the writer, each with one to eight messages.
         seed: of what the writer writes.
         small_disks: put the data of Postgres and of NATS on disks that can be filled, which takes root.
+        command: ``outboxd``.
     """
     async with AsyncExitStack() as stack:
         servers = stack.enter_context(ExitStack())
@@ -257,7 +275,7 @@ async def fleet(
             connection.execute("INSERT INTO ledger (key) SELECT key::text FROM generate_series(0, %s) AS key", (KEYS - 1,))
         ways = [await stack.enter_async_context(Proxy(("127.0.0.1", _port(server.dsn)), PostgresProtocol())) for _ in range(2)]
         broker = await _make_broker(sink, folder, servers, stack, small_disks=small_disks)
-        one = Fleet(folder, server, (ways[0], ways[1]), broker, pumps=pumps, rate=rate, seed=seed)
+        one = Fleet(folder, server, (ways[0], ways[1]), broker, pumps=pumps, rate=rate, seed=seed, command=command)
         try:
             yield one
         finally:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 
+from tests.engines.command import COMMAND
 from tests.engines.deadline import eventually
+from tests.faults.catalogue import chosen
 from tests.faults.fleet import fleet, metric
 from tests.faults.history import Audit, Death, Effect, Ended, Fault, History, Probe, Settled
 from tests.faults.nemeses import last
+from tests.faults.sabotage import SABOTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +33,7 @@ WARM_UP: Final = 4.0
 QUIET: Final = 0.25
 """The share of a mixture in which nothing is done to anybody."""
 DRAIN: Final = 60.0
-"""Seconds that everything may take to be through when all has healed."""
+"""By then everything is through when all has healed."""
 STOP: Final = 15.0
 """Seconds that a daemon may take to stop: its drain timeout, and what a process needs to end on a busy machine."""
 _LOOK_EVERY: Final = 0.25
@@ -103,6 +107,8 @@ async def play(
     pumps: int | None = None,
     rate: float = 40.0,
     calm: float = WARM_UP,
+    drain: float = DRAIN,
+    command: Sequence[str] = COMMAND,
 ) -> History:
     """Run a mixture of nemeses, or each of them once, and return what there is to check.
 
@@ -115,11 +121,14 @@ async def play(
         pumps: daemons with a pump; None: as many as the nemeses need.
         rate: transactions a second.
         calm: seconds after each nemesis, at the least.
+        drain: seconds that everything may take to be through when all has healed.
+        command: ``outboxd``.
     """
     chance = random.Random(seed)
     pumps = pumps or max((nemesis.pumps for nemesis in nemeses), default=1)
     history = History(sink, seed, consumers=("ledger",))
-    async with fleet(sink, folder, pumps=pumps, rate=rate, seed=seed, small_disks=any(each.small_disks for each in nemeses)) as ours:
+    small_disks = any(each.small_disks for each in nemeses)
+    async with fleet(sink, folder, pumps=pumps, rate=rate, seed=seed, small_disks=small_disks, command=command) as ours:
         watch = Watch(ours)
         for daemon in ours.daemons:
             daemon.start()
@@ -137,13 +146,21 @@ async def play(
                 await _heal(ours, history)
                 # Long enough to see it recover, and a quarter of the time in any case.
                 await last(max(calm, (time.time() - began) * QUIET / (1 - QUIET)))
-            await _drain(ours, history)
+            await _drain(ours, drain)
             history.probes += await _probes(ours)
         finally:
             watching.cancel()
         history.exits = [await daemon.stop(STOP) for daemon in ours.daemons]
         await _collect(ours, watch, history)
     return history
+
+
+async def play_with(bug: str, folder: Path) -> History:
+    """Run daemons that have a bug of `tests.faults.sabotage`, and return what there is to check."""
+    its = SABOTAGES[bug]
+    command = (sys.executable, "-m", "tests.faults.sabotage", bug)
+    nemeses = chosen(its.nemeses, its.sink, slow=True) if its.nemeses else []
+    return await play(its.sink, folder, nemeses, seed=1, calm=its.calm, drain=10.0, command=command)
 
 
 def _mixture(nemeses: Sequence[Nemesis], chance: random.Random, seconds: float | None) -> Iterator[Nemesis]:
@@ -167,7 +184,7 @@ async def _heal(ours: Fleet, history: History) -> None:
         ours.writer.start()
 
 
-async def _drain(ours: Fleet, history: History) -> None:
+async def _drain(ours: Fleet, seconds: float) -> None:
     """Stop writing, and wait until everything is through, or as long as it may take: the checker says what is not."""
     await ours.writer.stop(STOP)
     wanted = sum(put.outcome == "ok" for put in ours.puts())
@@ -176,7 +193,7 @@ async def _drain(ours: Fleet, history: History) -> None:
         return await ours.waiting() == 0 and await ours.effects() >= wanted
 
     with suppress(AssertionError, psycopg.Error):
-        await eventually(is_through, within=DRAIN, what="the outbox to be empty")
+        await eventually(is_through, within=seconds, what="the outbox to be empty")
 
 
 async def _probes(ours: Fleet) -> list[Probe]:

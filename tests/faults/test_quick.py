@@ -9,9 +9,10 @@ import pytest
 from bridges.errors import ConfigurationError
 from tests.faults import report
 from tests.faults.catalogue import NEMESES, chosen
-from tests.faults.checker import check, told
+from tests.faults.checker import INVARIANTS, check, told
 from tests.faults.fleet import SINKS
-from tests.faults.scenario import play
+from tests.faults.sabotage import SABOTAGES
+from tests.faults.scenario import play, play_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +35,17 @@ async def test_every_promise_is_kept(sink: str, tmp_path: Path) -> None:
     assert history.samples
     assert not [told(history, violation) for violation in check(history)]
     assert {line.verdict for line in report.lines([(history, [])])} == {"kept"}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("bug", ["some messages are settled and never sent", "batches are handled backwards"])
+async def test_a_daemon_with_a_bug_is_caught(bug: str, tmp_path: Path) -> None:
+    """Two of them; ``make faults FAULTS=--bugs`` runs them all."""
+    assert SABOTAGES[bug].invariant in {violation.invariant for violation in check(await play_with(bug, tmp_path))}
+
+
+def test_every_promise_has_a_bug_that_breaks_it_in_real_daemons() -> None:
+    assert {bug.invariant for bug in SABOTAGES.values()} == set(INVARIANTS)
 
 
 def test_all_of_a_sinks_nemeses_are_chosen_by_default() -> None:

@@ -253,6 +253,21 @@ async def test_part_of_a_batch_released_stays_and_follows(database: str, connect
         assert sink.payloads(key) == [str(n).encode() for n in range(20) if f"{n % 2}" == key]
 
 
+async def test_what_all_lanes_are_owned_by_leaves_nothing_to_ask_for(database: str, connection: psycopg.AsyncConnection) -> None:
+    """Another claim of the same source is empty without a session, and the next one finds what was given back."""
+    await put(database, Draft("orders.created", {}), Draft("orders.created", {}))
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outboxd' AND datname = current_database()"
+    async with OutboxSource(database) as source:
+        async with source.claim(1) as first:
+            before = await (await connection.execute(sessions)).fetchone()
+            async with source.claim(1) as second:
+                assert (len(first.messages), len(second.messages)) == (1, 0)
+                await second.settle([])
+            assert await (await connection.execute(sessions)).fetchone() == before
+        async with source.claim(2) as third:
+            assert len(third.messages) == 2
+
+
 async def test_a_claim_left_without_settling_gives_everything_back(database: str) -> None:
     await put(database, Draft("t", b"1", key="k"))
     async with OutboxSource(database) as first, OutboxSource(database) as second:

@@ -92,7 +92,7 @@ async def test_nothing_is_published_for_an_empty_claim_and_the_source_is_waited_
 async def test_a_full_claim_is_followed_by_another_without_a_wait() -> None:
     source = FakeSource(batch_of(None, None), batch_of(None, None), batch_of(None))
     await stopped_when_drained(Bridge(source, FakeSink(), batch=2), source)
-    assert source.claims == 4, "one had begun beside the last, which was not full"
+    assert source.claims == 4, "one more to see that there is nothing"
     assert len(source.waits) == 1
 
 
@@ -122,6 +122,41 @@ async def test_a_claim_does_not_wait_for_what_the_last_finds_while_there_is_plen
     assert len(source.settled) == 3
 
 
+async def test_in_an_outage_each_try_is_one_batch_however_much_there_is() -> None:
+    source = FakeSource(*[batch_of(None, "a")] * 60)
+    tries = 0
+
+    async def refuse(messages: Sequence[Message]) -> Sequence[Outcome]:
+        nonlocal tries
+        tries += 1
+        if tries == 10:
+            bridge.stop()
+        return [AWAY] * len(messages)
+
+    bridge = Bridge(source, FakeSink(refuse), batch=2, claims=4, outage=SOON)
+    async with asyncio.timeout(10):
+        await bridge.run()
+    assert source.claims <= 11
+    assert bridge._sink_breaker._failures == 10
+
+
+async def test_a_bridge_that_was_cancelled_while_it_backed_off_runs_again() -> None:
+    source = FakeSource(SourceUnavailable("away"), batch_of(None))
+    bridge = Bridge(source, FakeSink(), outage=Backoff(first=3600.0, cap=3600.0), claims=1)
+    async with asyncio.timeout(10):
+        running = asyncio.create_task(bridge.run())
+        await eventually(lambda: is_true(bool(bridge._pause())), what="the wait")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        bridge._source_breaker.succeeded()
+        running = asyncio.create_task(bridge.run())
+        await source.drained.wait()
+        bridge.stop()
+        await running
+    assert len(source.settled) == 1
+
+
 async def test_a_stop_ends_all_that_look_and_nothing_that_has_found() -> None:
     gate, looking = Gate(), asyncio.Event()
 
@@ -129,7 +164,9 @@ async def test_a_stop_ends_all_that_look_and_nothing_that_has_found() -> None:
         @asynccontextmanager
         async def claim(self, limit: int) -> AsyncIterator[Batch]:
             if self.claims:
-                looking.set()
+                self.claims += 1
+                if self.claims == 3:
+                    looking.set()
                 await asyncio.Event().wait()
             async with super().claim(limit) as batch:
                 yield batch
