@@ -194,7 +194,7 @@ def some_messages_are_put_off_for_ever() -> None:
     bend(PUMP, partial(but_some, outcome=Retry(Reason.REFUSED, "a bug", after=3600)))
 
 
-@breaks("no_restart", nemeses=("50 ms more on the way to Postgres",))
+@breaks("no_restart", nemeses=("kill writer",))
 def the_daemon_ends_once() -> None:
     gone = Path(os.environ[DELIVERIES]).with_name("gone")
 
