@@ -64,7 +64,8 @@ class Bridge:
         self._source_breaker = Breaker(f"{name}, its source", outage)
         self._sink_breaker = Breaker(f"{name}, its sink", outage)
         self._stopping = asyncio.Event()
-        self._plenty = False
+        self._plenty: bool | None = None
+        """Whether the last claim found all that it asked for; None: that is not known, or was asked about since."""
 
     def stop(self) -> None:
         """Claim nothing more. Any number of times, from any state."""
@@ -72,18 +73,15 @@ class Bridge:
 
     async def run(self) -> None:
         """Move messages until `stop`."""
-        deliveries: dict[asyncio.Task[None], asyncio.Future[int]] = {}
+        deliveries: dict[asyncio.Task[None], asyncio.Future[None]] = {}
         async with asyncio.TaskGroup() as group:
-            while not self._stopping.is_set() and await self._slot():
-                claimed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            while not self._stopping.is_set() and await self._turn():
+                claimed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 delivery = group.create_task(self._deliver(claimed), name=f"{self._name}: delivery")
                 deliveries[delivery] = claimed
                 delivery.add_done_callback(deliveries.pop)
-                if self._plenty:
-                    continue  # the next claim need not wait for what this one finds
-                if await self._unless_stopped(asyncio.shield(claimed)) and claimed.result() < self._batch and not self._pause():
-                    # Everything there was is taken: the source knows when there may be more.
-                    await self._unless_stopped(self._source.wait(self._idle))
+                if not self._plenty:  # else the next claim need not wait for what this one finds
+                    await self._unless_stopped(asyncio.shield(claimed))
             for delivery, claimed in deliveries.items():
                 if not claimed.done():
                     delivery.cancel()  # it holds nothing yet
@@ -92,37 +90,41 @@ class Bridge:
                 for delivery in deliveries:
                     delivery.cancel()
 
-    async def _slot(self) -> bool:
-        """Wait until a batch may be claimed, and take a slot for it; or say that there is none any more, since it is to stop."""
+    async def _turn(self) -> bool:
+        """Wait until a batch may be claimed, and take a slot for it; or say that none may any more, since it is to stop."""
         if not await self._unless_stopped(self._slots.acquire()):
             return False
-        # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
         goes_on = False
         try:
+            if self._plenty is False:
+                # Everything there was is taken: the source knows when there may be more.
+                self._plenty = None
+                if not await self._unless_stopped(self._source.wait(self._idle)):
+                    return False
+            # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
             goes_on = await self._unless_stopped(asyncio.sleep(self._pause()))
         finally:
             if not goes_on:
                 self._slots.release()
         return goes_on
 
-    async def _deliver(self, claimed: asyncio.Future[int]) -> None:
+    async def _deliver(self, claimed: asyncio.Future[None]) -> None:
         try:
             async with self._source.claim(self._batch) as batch:
                 self._source_breaker.succeeded()
-                if not claimed.done():
-                    claimed.set_result(len(batch.messages))
+                claimed.set_result(None)
                 self._plenty = len(batch.messages) >= self._batch
                 if batch.messages:
                     outcomes = await self._publish(batch.messages)
                     await batch.settle(outcomes)
                     self._judge(outcomes)
         except SourceUnavailable as problem:
-            self._plenty = False
+            self._plenty = None
             self._source_breaker.failed(Released(Reason.UNAVAILABLE, str(problem)))
         finally:
             self._slots.release()
             if not claimed.done():
-                claimed.set_result(self._batch)  # it is not known to be empty: the next claim follows as soon as the backoff allows
+                claimed.set_result(None)
 
     async def _publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         try:
@@ -139,12 +141,12 @@ class Bridge:
     def _judge(self, outcomes: Sequence[Outcome]) -> None:
         # A destination with a name has a breaker of its own, and its messages a place of their own to wait in.
         if trouble := trouble_in([outcome for outcome in outcomes if not (isinstance(outcome, Released) and outcome.destination)]):
-            self._plenty = False  # the next try is one batch
+            self._plenty = None  # the next try is one batch
             self._sink_breaker.failed(trouble)
         elif any(isinstance(outcome, Published) for outcome in outcomes):
             self._sink_breaker.succeeded()
 
-    async def _unless_stopped(self, wait: Coroutine[object, object, object] | asyncio.Future[int]) -> bool:
+    async def _unless_stopped(self, wait: Coroutine[object, object, object] | asyncio.Future[None]) -> bool:
         """Wait for one thing, or for `stop`; say whether the thing came. What is not waited for any more is cancelled."""
         waiting = asyncio.ensure_future(wait)
         stopped = asyncio.create_task(self._stopping.wait())

@@ -115,7 +115,7 @@ class Source(Protocol):
     def claim(self, limit: int) -> AbstractAsyncContextManager[Batch]:
         """Take up to ``limit`` messages. Leaving the context without having settled gives all of them back.
 
-        It may be called again before it has found anything.
+        It may be called again while an earlier call still looks.
         Raises `bridges.errors.SourceUnavailable` while the source cannot be reached.
         """
 

@@ -101,6 +101,7 @@ class OutboxSource:
         self._fruitless = 0
         self._in_flight = 0
         self._look_again = asyncio.Event()
+        """Since the last claim began, one has ended, or has found more than it took."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,6 +118,7 @@ class OutboxSource:
     @asynccontextmanager
     async def claim(self, limit: int) -> AsyncIterator[Batch]:
         """Claim up to ``limit`` rows that are due, in one transaction that ends with the context. Raises `SourceUnavailable`."""
+        self._look_again.clear()
         if self._owned >= LANES:  # by our own claims: there is nothing to ask for
             self._more = False
             yield NOTHING
@@ -166,7 +168,6 @@ class OutboxSource:
         if self._more:
             return
         if self._in_flight > self._tries:
-            self._look_again.clear()
             await happens(self._look_again, min(timeout, self._poll_interval))
             if self._in_flight > self._tries:
                 return

@@ -382,14 +382,14 @@ async def test_an_opening_that_fails_late_lets_go_of_every_file(tmp_path: Path, 
 
 
 async def test_an_opening_that_is_cancelled_lets_go_of_the_folder(tmp_path: Path) -> None:
+    before = writer_threads()
     opening = asyncio.create_task(DurableLog.open(tmp_path))
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    for thread in threading.enumerate():
-        if thread.name.startswith("outboxd-log"):
-            await asyncio.to_thread(thread.join)
+    for thread in writer_threads() - before:
+        await asyncio.to_thread(thread.join)
     await (await DurableLog.open(tmp_path)).close()
 
 

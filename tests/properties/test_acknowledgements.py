@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridges.jetstream.client import AckingClient
+from tests.unit.messages import turn
 
 MINE, OTHERS = 1, 2
 FIRST, COUNT = 3, 12
@@ -104,8 +105,8 @@ def test_who_waits_goes_on_when_the_last_is_there_and_not_before(order: list[int
         data = b"".join(map(acknowledgement, order))
         for at in range(0, len(data), size):
             await client._ps.parse(data[at : at + size])
-            for _ in range(3):
-                await asyncio.sleep(0)
+            for _ in range(3):  # who waits is woken, looks, and ends
+                await turn()
             assert waiting.done() == (len(window.received) >= sent)
         await waiting
 

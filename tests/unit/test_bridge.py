@@ -92,7 +92,7 @@ async def test_nothing_is_published_for_an_empty_claim_and_the_source_is_waited_
 async def test_a_full_claim_is_followed_by_another_without_a_wait() -> None:
     source = FakeSource(batch_of(None, None), batch_of(None, None), batch_of(None))
     await stopped_when_drained(Bridge(source, FakeSink(), batch=2), source)
-    assert source.claims == 4, "one more to see that there is nothing"
+    assert source.claims == 3
     assert len(source.waits) == 1
 
 
@@ -138,6 +138,30 @@ async def test_in_an_outage_each_try_is_one_batch_however_much_there_is() -> Non
         await bridge.run()
     assert source.claims <= 11
     assert bridge._sink_breaker._failures == 10
+
+
+async def test_an_outage_that_begins_while_the_source_is_waited_on_is_backed_off_from() -> None:
+    """What comes meanwhile rings, and is not tried at once: it is one outage, of one try each time."""
+    refused, rung = asyncio.Event(), asyncio.Event()
+    left: list[float] = []
+
+    class Rung(FakeSource):
+        async def wait(self, timeout: float) -> None:
+            rung.set()
+            await refused.wait()
+
+    async def refuse(messages: Sequence[Message]) -> Sequence[Outcome]:
+        await rung.wait()
+        left.append(bridge._pause())
+        if len(left) == 2:
+            bridge.stop()
+        asyncio.get_running_loop().call_soon(refused.set)
+        return [AWAY] * len(messages)
+
+    bridge = Bridge(Rung(batch_of(None), batch_of(None)), FakeSink(refuse), batch=2, claims=2, outage=Backoff(first=1.0))
+    async with asyncio.timeout(10):
+        await bridge.run()
+    assert left == [0, 0], "seconds of the backoff that are left at each try"
 
 
 async def test_a_bridge_that_was_cancelled_while_it_backed_off_runs_again() -> None:
