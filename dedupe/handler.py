@@ -18,10 +18,13 @@ from bridges.message import Message
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Released
 from bridges.tracing import processing
 from dedupe import sql
-from dedupe.retention import judge_new
+from dedupe.retention import recording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
+    from uuid import UUID
 
     from psycopg_pool import AsyncConnectionPool
 
@@ -134,8 +137,7 @@ class HandlerSink:
     async def _handle_together(self, messages: Sequence[Message]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         set_aside: list[tuple[Message, str]] = []
-        async with self._transactions, self._pool.connection() as connection, connection.transaction():
-            new = await judge_new(connection, self._consumer, messages, schema=self._schema)
+        async with self._transactions, self._pool.connection() as connection, self._recording(connection, messages) as new:
             for message in messages:
                 if message.id not in new:
                     outcomes.append(_DUPLICATE)
@@ -182,13 +184,17 @@ class HandlerSink:
 
     async def _bury(self, message: Message, attempts: int, error: str) -> Outcome:
         try:
-            async with self._transactions, self._pool.connection() as connection, connection.transaction():
-                await judge_new(connection, self._consumer, [message], schema=self._schema)
+            async with self._transactions, self._pool.connection() as connection, self._recording(connection, [message]):
                 await self._record_dead(connection, message, attempts, error)
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as problem:
             return Released(Reason.UNAVAILABLE, told(problem))
         log.error("%s: message %s (%s) is dead after %d attempts: %s", self._consumer, message.id, storable(message.topic), attempts, error)
         return PUBLISHED
+
+    def _recording(
+        self, connection: psycopg.AsyncConnection[Any], messages: Sequence[Message]
+    ) -> AbstractAsyncContextManager[dict[UUID, datetime | None]]:
+        return recording(connection, self._consumer, messages, schema=self._schema)
 
     async def _record_dead(self, connection: psycopg.AsyncConnection[Any], message: Message, attempts: int, error: str) -> None:
         row = (

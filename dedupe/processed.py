@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 async def first_time(connection: psycopg.AsyncConnection[Any], consumer: str, ids: Iterable[UUID], *, schema: str = "dedupe") -> set[UUID]:
     """Record the ids as processed by the consumer, in the connection's transaction, and return those that were not before.
 
-    This tells nothing of ids that are not kept any more: `dedupe.retention.judge_new` does, as handlers of `dedupe.Consumer` need it.
+    This tells nothing of ids that are not kept any more: `dedupe.retention.recording` does, as handlers of `dedupe.Consumer` need it.
     Where another transaction has recorded an id and is still open, this waits for its end: if it rolls back, the id is new here.
 
     Args:

@@ -1,7 +1,7 @@
 """How long a processed id is kept, and why a message that is older than that has no second effect.
 
 A day of processed ids is dropped as a table. What arrives with an id of such a day cannot be looked up any more, and is set aside, not
-guessed at: `judge_new` finds it, and `dedupe.handler.HandlerSink` does not handle it unless an operator has asked for that.
+guessed at: `recording` finds it, and `dedupe.handler.HandlerSink` does not handle it unless an operator has asked for that.
 
 Nobody who consumes need know how long ids are kept. Whoever takes any away raises ``processed_since`` in their database first, to at
 least the time of the last of them; it never goes back. Whoever handles messages records their ids, and reads it after that. So no race
@@ -20,20 +20,21 @@ their messages judged by ``created_at``, which is another clock's if the outbox 
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import psycopg
 from psycopg import sql as compose
+from psycopg.rows import scalar_row, tuple_row
 
 from dedupe import sql
-from dedupe.processed import first_time
 from migrations.partitions import BESIDE_OTHERS, Patience, Upkeep, database_now
 from migrations.schedule import Daily, Schedule, begin_of_uuid7, milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from bridges.message import Message
     from migrations.tidied import Tidied
@@ -93,26 +94,34 @@ def processed_schedule(now: datetime, keep: timedelta | None, ahead: int = 3) ->
     )
 
 
-async def judge_new(
+@asynccontextmanager
+async def recording(
     connection: psycopg.AsyncConnection[Any], consumer: str, messages: Sequence[Message], *, schema: str = "dedupe"
-) -> dict[UUID, datetime | None]:
-    """Do as `dedupe.first_time` does, and say for each that is new whether it may have been handled nevertheless.
+) -> AsyncIterator[dict[UUID, datetime | None]]:
+    """Begin a transaction in which the messages' ids are recorded, for the effects of those that are new; it ends with the context.
 
-    None: it was not, or an operator has asked for it to be handled once, which this uses up. Else the time since when processed ids are
-    all there, and before which the message was made: by its id if that is a UUIDv7, else by ``created_at``. A message that has neither
-    cannot be judged: a duplicate of it that arrives after its row was deleted has a second effect.
+    Yield the ids that are new, as `dedupe.first_time` returns them, and for each whether it may have been handled nevertheless. None: it
+    was not, or an operator has asked for it to be handled once, which this uses up. Else the time since when processed ids are all there,
+    and before which the message was made: by its id if that is a UUIDv7, else by ``created_at``. A message that has neither cannot be
+    judged: a duplicate of it that arrives after its row was deleted has a second effect.
     """
     births = {message.id: birth_of(message) for message in messages}
-    new = await first_time(connection, consumer, births, schema=schema)
-    if not new:
-        return {}
-    async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(sql.bind(sql.JUDGE_NEW, schema), (consumer, list(new)))
-        row = await cursor.fetchone()
-    assert row is not None
-    since, asked = row
-    old = {one for one in new.difference(asked) if (birth := births[one]) is not None and birth < since}
-    return {one: _moment(since) if one in old else None for one in new}
+    about = (consumer, list(births))
+    recorded = psycopg.AsyncCursor(connection, row_factory=scalar_row)
+    judged = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+    async with AsyncExitStack() as transaction:
+        async with connection.pipeline():  # one round trip
+            await transaction.enter_async_context(connection.transaction())
+            await recorded.execute(sql.bind(sql.RECORD_PROCESSED, schema), about, binary=True)
+            await judged.execute(sql.bind(sql.JUDGE_NEW, schema), about, binary=True)
+        new = set(await recorded.fetchall())
+        row = await judged.fetchone()
+        assert row is not None
+        since, asked = row
+        if asked_for := new.intersection(asked):
+            await connection.execute(sql.bind(sql.USE_UP, schema), (consumer, list(asked_for)))
+        old = {one for one in new - asked_for if (birth := births[one]) is not None and birth < since}
+        yield {one: _moment(since) if one in old else None for one in new}
 
 
 def _moment(milliseconds: int) -> datetime:

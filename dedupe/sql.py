@@ -21,12 +21,16 @@ SELECT DISTINCT id, %s FROM unnest(%s::uuid[]) AS id ORDER BY id
 ON CONFLICT DO NOTHING
 RETURNING message_id"""
 
-# Since when the ids are all there, and for which of the new ones an operator has asked. A statement of its own: the first must be read
-# after the ids were recorded (dedupe/retention.py says why), and the second is there only once the operator's transaction, which the
-# recording waits for, has committed.
+# Since when the ids are all there, and for which of them an operator has asked. A statement of its own: the first must be read after the
+# ids were recorded (dedupe/retention.py says why), and the second is there only once the operator's transaction, which the recording waits
+# for, has committed. Of all the ids, and not of the new ones alone, so that it need not wait for the recording to be answered.
 JUDGE_NEW: Final = """
-WITH asked AS (DELETE FROM :"schema".consumer_requeued WHERE consumer = %s AND message_id = ANY(%s::uuid[]) RETURNING message_id)
-SELECT last_value, ARRAY(SELECT message_id FROM asked) FROM :"schema".processed_since"""
+SELECT last_value, ARRAY(SELECT message_id FROM :"schema".consumer_requeued WHERE consumer = %s AND message_id = ANY(%s::uuid[]))
+FROM :"schema".processed_since"""
+
+# What was asked for is done, of ids that this transaction has recorded: nobody else's message can have been meant.
+USE_UP: Final = """
+DELETE FROM :"schema".consumer_requeued WHERE consumer = %s AND message_id = ANY(%s::uuid[])"""
 
 # Never backwards, by whomever and with whatever retention: hence the lock, for the two statements.
 LOCK_SINCE: Final = "SELECT pg_advisory_xact_lock(hashtextextended('outboxd.processed_since.' || :'schema', 0))"

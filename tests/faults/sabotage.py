@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -25,8 +26,10 @@ from outbox.daemon.health import Health
 from tests.faults.application import DELIVERIES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
+
+    from psycopg import AsyncConnection
 
     from bridges.message import Message
 
@@ -125,11 +128,15 @@ def what_comes_twice_is_handled_twice() -> None:
         await sink.publish(messages)
         return await sink.publish(messages)
 
-    async def all_new(_: object, __: str, messages: Sequence[Message], *, schema: str) -> Mapping[UUID, None]:
-        return dict.fromkeys(message.id for message in messages)
+    @asynccontextmanager
+    async def all_new(
+        connection: AsyncConnection[Any], _: str, messages: Sequence[Message], *, schema: str
+    ) -> AsyncIterator[Mapping[UUID, None]]:
+        async with connection.transaction():
+            yield dict.fromkeys(message.id for message in messages)
 
     bend(PUMP, publish)
-    build_in(dedupe.handler, "judge_new", all_new)
+    build_in(dedupe.handler, "recording", all_new)
 
 
 @breaks("key_order", sink="jetstream")

@@ -171,6 +171,46 @@ async def test_a_lost_connection_releases_and_counts_nothing(pool: AsyncConnecti
     assert await effects(connection) == ["m"]
 
 
+async def test_a_connection_that_was_lost_before_releases_and_counts_nothing(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    """Then the transaction has not even begun."""
+    async with pool.connection() as conn:
+        pid = conn.info.backend_pid
+    await connection.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+    message = made("m")
+    (outcome,) = await sink(pool).publish([message])
+    assert isinstance(outcome, Released)
+    assert outcome.reason is Reason.UNAVAILABLE
+    assert await sink(pool).publish([message]) == [Published()]
+    assert await effects(connection) == ["m"]
+
+
+async def test_an_id_that_another_transaction_has_for_longer_than_the_lock_timeout_is_waited_for_again(
+    database: str, pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    await connection.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout TO 20', current_database()); END $$")
+    message = made("m")
+
+    async def rollbacks() -> int:
+        cursor = await connection.execute("SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()")
+        return sum([count for (count,) in await cursor.fetchall()])
+
+    async with await psycopg.AsyncConnection.connect(database) as other, AsyncConnectionPool(database, min_size=1, open=False) as late:
+        assert await first_time(other, "c", [message.id]) == {message.id}
+        before = await rollbacks()
+        handling = asyncio.create_task(sink(late).publish([message]))
+
+        async def is_refused() -> bool:
+            return await rollbacks() >= before + 2 * (RETRY.max_attempts or 0)
+
+        await eventually(is_refused)
+        assert not handling.done(), "who waits for another is not to blame"
+        await other.rollback()
+        assert await handling == [Published()]
+    assert await effects(connection) == ["m"]
+
+
 async def test_a_handler_that_hangs_has_failed(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
     async def hanging(_: Message, __: psycopg.AsyncConnection[Any]) -> None:
         await asyncio.Event().wait()
