@@ -49,6 +49,7 @@ class Comparison:
         measure: measures one side once.
         needs: names of the engines beside Postgres.
         modules: that are optional, and needed.
+        each: short pairs in the place of one: where a few percent are judged, and the machine's speed changes from second to second.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Comparison:
     measure: Measure
     needs: Sequence[str] = ()
     modules: Sequence[str] = ()
+    each: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +118,11 @@ async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callabl
     Args:
         stage: the engines.
         comparison: what to measure.
-        pairs: that count; one more is measured before them, while caches fill.
+        pairs: that count, each time as often as the comparison says; one more is measured before them, while caches fill.
         say: is told each pair.
     """
     kept: list[dict[str, Mapping[str, float]]] = []
-    for pair in range(pairs + 1):
+    for pair in range(pairs * comparison.each + 1):
         readings: dict[str, Mapping[str, float]] = {}
         for side in comparison.sides if pair % 2 else reversed(comparison.sides):
             readings[side] = await comparison.measure(stage, side)

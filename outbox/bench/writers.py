@@ -25,7 +25,7 @@ async def doorbell(stage: Stage, side: str, *, clients: int) -> Mapping[str, flo
     table = "outbox.messages" if side == "doorbell" else "public.bare"
     async with stage.database() as dsn, await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         await connection.execute(BARE)
-        written = await pgbench(stage, dsn, _INSERT.format(table=table, size=PAYLOAD), clients=clients, seconds=stage.seconds(6))
+        written = await pgbench(stage, dsn, _INSERT.format(table=table, size=PAYLOAD), clients=clients, seconds=stage.seconds(2))
         row = await (await connection.execute(f"SELECT count(*) FROM {table}")).fetchone()
         assert row is not None
         check_equal(row[0], written.transactions, table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from bridges.ports import PUBLISHED
 from migrations.runner import migrate
 from outbox import Outbox
 from outbox.embedded import PrivatePostgres
@@ -133,3 +134,24 @@ async def test_an_idle_pump_asks_once_per_poll() -> None:
 async def test_the_source_of_a_bridge_waits_no_longer_than_it_is_told(database: str) -> None:
     async with OutboxSource(database, poll_interval=NEVER) as source:
         await asyncio.wait_for(source.wait(0.05), 10)
+
+
+async def test_where_several_were_found_at_once_a_claim_is_the_next_look(database: str, connection: psycopg.AsyncConnection) -> None:
+    """And where that finds nothing, the pump sleeps."""
+    async with OutboxSource(database, poll_interval=NEVER) as source:
+
+        async def claimed() -> list[bytes]:
+            async with source.claim(10) as batch:
+                await batch.settle([PUBLISHED] * len(batch.messages))
+                return [message.payload for message in batch.messages]
+
+        for payload in (b"1", b"2"):
+            await put(database, payload)
+        assert await claimed() == [b"1", b"2"]
+        await asyncio.wait_for(source.wait(NEVER), 10)
+        assert await claimed() == []
+        waiting = asyncio.create_task(source.wait(NEVER))
+        await eventually(lambda: sleeping(connection))
+        await put(database, b"3")
+        await asyncio.wait_for(waiting, 10)
+        assert await claimed() == [b"3"]
