@@ -57,7 +57,7 @@ class Bridge:
         self._sink = sink
         self._name = name
         self._batch = batch
-        self._slots = asyncio.Semaphore(claims)
+        self._claims = claims
         self._idle = idle
         self._publish_timeout = publish_timeout
         self._drain_timeout = drain_timeout
@@ -74,10 +74,11 @@ class Bridge:
     async def run(self) -> None:
         """Move messages until `stop`."""
         deliveries: dict[asyncio.Task[None], asyncio.Future[None]] = {}
+        slots = asyncio.Semaphore(self._claims)
         async with asyncio.TaskGroup() as group:
-            while not self._stopping.is_set() and await self._turn():
+            while not self._stopping.is_set() and await self._turn(slots):
                 claimed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                delivery = group.create_task(self._deliver(claimed), name=f"{self._name}: delivery")
+                delivery = group.create_task(self._deliver(claimed, slots), name=f"{self._name}: delivery")
                 deliveries[delivery] = claimed
                 delivery.add_done_callback(deliveries.pop)
                 if not self._plenty:  # else the next claim need not wait for what this one finds
@@ -90,25 +91,19 @@ class Bridge:
                 for delivery in deliveries:
                     delivery.cancel()
 
-    async def _turn(self) -> bool:
+    async def _turn(self, slots: asyncio.Semaphore) -> bool:
         """Wait until a batch may be claimed, and take a slot for it; or say that none may any more, since it is to stop."""
-        if not await self._unless_stopped(self._slots.acquire()):
+        if not await self._unless_stopped(slots.acquire()):
             return False
-        goes_on = False
-        try:
-            if self._plenty is False:
-                # Everything there was is taken: the source knows when there may be more.
-                self._plenty = None
-                if not await self._unless_stopped(self._source.wait(self._idle)):
-                    return False
-            # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
-            goes_on = await self._unless_stopped(asyncio.sleep(self._pause()))
-        finally:
-            if not goes_on:
-                self._slots.release()
-        return goes_on
+        if self._plenty is False:
+            # Everything there was is taken: the source knows when there may be more.
+            self._plenty = None
+            if not await self._unless_stopped(self._source.wait(self._idle)):
+                return False
+        # The breakers' backoff: nobody rings when what is away comes back. Nothing is waited for while nothing is away.
+        return await self._unless_stopped(asyncio.sleep(self._pause()))
 
-    async def _deliver(self, claimed: asyncio.Future[None]) -> None:
+    async def _deliver(self, claimed: asyncio.Future[None], slots: asyncio.Semaphore) -> None:
         try:
             async with self._source.claim(self._batch) as batch:
                 self._source_breaker.succeeded()
@@ -122,7 +117,7 @@ class Bridge:
             self._plenty = None
             self._source_breaker.failed(Released(Reason.UNAVAILABLE, str(problem)))
         finally:
-            self._slots.release()
+            slots.release()
             if not claimed.done():
                 claimed.set_result(None)
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from bridges.backoff import Backoff
@@ -154,6 +155,9 @@ class HandlerSink:
                     with processing(message, self._consumer):
                         async with asyncio.timeout(self._handler_timeout):
                             await self._handler(message, connection)
+                    if connection.info.transaction_status is TransactionStatus.INERROR:
+                        # COMMIT would be answered with ROLLBACK, and no error: the effect would be lost, and the message acknowledged.
+                        raise psycopg.errors.InFailedSqlTransaction("the handler has gone on after an error that ended its transaction")
                 outcomes.append(PUBLISHED)
         for message, why in set_aside:
             log.error("%s: message %s (%s) is set aside: %s", self._consumer, message.id, storable(message.topic), why)

@@ -20,7 +20,7 @@ their messages judged by ``created_at``, which is another clock's if the outbox 
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -109,9 +109,10 @@ async def recording(
     about = (consumer, list(births))
     recorded = psycopg.AsyncCursor(connection, row_factory=scalar_row)
     judged = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-    async with AsyncExitStack() as transaction:
-        async with connection.pipeline():  # one round trip
-            await transaction.enter_async_context(connection.transaction())
+    async with connection.transaction():
+        # One round trip for both. BEGIN is another: a transaction that begins in a pipeline stays in one, and its handlers would not know
+        # what becomes of a statement when they have sent it.
+        async with connection.pipeline():
             await recorded.execute(sql.bind(sql.RECORD_PROCESSED, schema), about, binary=True)
             await judged.execute(sql.bind(sql.JUDGE_NEW, schema), about, binary=True)
         new = set(await recorded.fetchall())

@@ -18,7 +18,7 @@ from outbox.batch import NOTHING, OutboxBatch
 from outbox.destinations import Destinations
 from outbox.doorbell import Doorbell
 from outbox.floors import Floors, Seen
-from outbox.rows import SAME_FOR_ALL, Policy, Row, Surroundings, hold_of_destination
+from outbox.rows import SAME_FOR_ALL, Policy, Row, Surroundings, array_of, hold_of_destination
 from outbox.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -101,8 +101,10 @@ class OutboxSource:
         self._trying = asyncio.Lock()
         self._fruitless = 0
         self._in_flight = 0
+        self._begun = 0
         self._look_again = asyncio.Event()
-        """Since the last claim began, one has ended, or has found more than it took."""
+        """Whether to look again: since the last claim began one has ended that had something, or that was the last in hand; or it has found
+        more than it took. Not if it has itself found nothing beside others: what there is is in their hands."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,6 +121,8 @@ class OutboxSource:
     @asynccontextmanager
     async def claim(self, limit: int) -> AsyncIterator[Batch]:
         """Claim up to ``limit`` rows that are due, in one transaction that ends with the context. Raises `SourceUnavailable`."""
+        self._begun += 1
+        turn = self._begun
         self._look_again.clear()
         if self._owned >= LANES:  # by our own claims: there is nothing to ask for
             self._more = False
@@ -126,6 +130,7 @@ class OutboxSource:
             return
         connection = None
         trying = False
+        found = False
         owned = 0
         self._in_flight += 1
         try:
@@ -138,7 +143,8 @@ class OutboxSource:
                 self._tries += trying
             owned = batch.lanes
             self._owned += owned
-            self._fruitless = 0 if batch.messages or batch.moved else self._fruitless + 1
+            found = bool(batch.messages) or batch.moved
+            self._fruitless = 0 if found else self._fruitless + 1
             # Counted are the rows that were found, and not those that can be sent: what is set aside is work as well.
             self._more = batch.found is not None and batch.found >= limit and self._fruitless == 0
             if batch.found is not None:
@@ -156,7 +162,8 @@ class OutboxSource:
             self._in_flight -= 1
             self._tries -= trying
             self._owned -= owned
-            self._look_again.set()
+            if found or turn != self._begun or self._in_flight <= self._tries:
+                self._look_again.set()
             if connection is not None:
                 # In an unknown state: the server rolls back when it is gone.
                 await connection.close()
@@ -278,7 +285,7 @@ class OutboxSource:
     ) -> list[int]:
         """Begin a claim, unless it has ``begun``, and return the lanes that it owns now."""
         timeout = f"{int(self._claim_timeout * 1000)}ms"
-        # It ends with a Sync, by which a pooler sees that a transaction has begun: what follows is asked for with Flush alone.
+        # It ends with a Sync, by which a pooler sees that a transaction has begun.
         async with connection.pipeline():
             if not begun:
                 await connection.execute(sql.BEGIN_CLAIM)
@@ -291,7 +298,7 @@ class OutboxSource:
     ) -> tuple[list[Row], Seen | None, frozenset[str]]:
         if not lanes:
             return [], None, frozenset()
-        parameters = {"lanes": _array(lanes), "limit": limit, "of_holds": _of_holds(limit), "floor": floor, "away": away}
+        parameters = {"lanes": array_of(lanes), "limit": limit, "of_holds": _of_holds(limit), "floor": floor, "away": away}
         statements = (
             sql.SEE_DESTINATIONS, sql.CLAIM_HELD, sql.CLAIM_DEFERRED, sql.CLAIM_PRIORITY, sql.SEE_HORIZON, sql.CLAIM_FIFO
         )  # fmt: skip
@@ -316,7 +323,7 @@ class OutboxSource:
 
     async def _select_tried(self, connection: psycopg.AsyncConnection[Any], lanes: Sequence[int], limit: int, away: list[str]) -> list[Row]:
         """Claim from the holds of the lane alone: one real batch for the destination that is tried."""
-        parameters = {"lanes": _array(lanes), "of_holds": limit, "away": away}
+        parameters = {"lanes": array_of(lanes), "of_holds": limit, "away": away}
         cursor = await connection.cursor(binary=True).execute(sql.bind(sql.CLAIM_HELD, self._schema), parameters)
         return _held_rows(await cursor.fetchall())
 
@@ -333,11 +340,6 @@ class OutboxSource:
                 self._floors.settled(lanes, seen._replace(last=last, exhausted=seen.exhausted and not stay))
 
         return note
-
-
-def _array(numbers: Sequence[int]) -> str:
-    """Write an array as Postgres does: psycopg looks at each element of a list, in every statement, which is a fifth of a small claim."""
-    return f"{{{','.join(map(str, numbers))}}}"
 
 
 def _of_holds(limit: int) -> int:

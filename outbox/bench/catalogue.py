@@ -89,7 +89,7 @@ COMPARISONS: Final = (
             "transactions/s",
             {"rate": Target(0.93)},
             partial(writers.doorbell, clients=clients),
-            each=3,
+            split=3,
         )
         for clients in (1, 4, 16)
     ),

@@ -49,7 +49,7 @@ class Comparison:
         measure: measures one side once.
         needs: names of the engines beside Postgres.
         modules: that are optional, and needed.
-        each: short pairs in the place of one: where a few percent are judged, and the machine's speed changes from second to second.
+        split: short pairs in the place of one: where a few percent are judged, and the machine's speed changes from second to second.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Comparison:
     measure: Measure
     needs: Sequence[str] = ()
     modules: Sequence[str] = ()
-    each: int = 1
+    split: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callabl
         say: is told each pair.
     """
     kept: list[dict[str, Mapping[str, float]]] = []
-    for pair in range(pairs * comparison.each + 1):
+    for pair in range(pairs * comparison.split + 1):
         readings: dict[str, Mapping[str, float]] = {}
         for side in comparison.sides if pair % 2 else reversed(comparison.sides):
             readings[side] = await comparison.measure(stage, side)

@@ -17,7 +17,7 @@ from outbox.bench.harness import Comparison, Failure, Result, Unequal, compare
 from outbox.bench.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -63,7 +63,7 @@ def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
         try:
             uvloop.run(measure())
         finally:
-            about = {"outboxd": version("outboxd"), **stage.about(), "pairs": str(options.pairs)}
+            about = {"outboxd": version("outboxd"), **stage.about(), "pairs": _pairs(comparisons, options.pairs)}
             if options.scale != 1:
                 about["scale"] = f"{options.scale:g}: for a try, and no measurement"
             if results:
@@ -73,6 +73,11 @@ def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
     if failures:
         raise Unequal("; ".join(f"{failure.comparison.id}: {failure.why}" for failure in failures))
     return results
+
+
+def _pairs(comparisons: Sequence[Comparison], pairs: int) -> str:
+    split = {comparison.id: comparison.split for comparison in comparisons if comparison.split > 1}
+    return ", ".join([str(pairs), *(f"{name} {pairs * times} short ones" for name, times in split.items())])
 
 
 def _check(stage: Stage, comparison: Comparison) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.pq import PipelineStatus
 from psycopg_pool import AsyncConnectionPool
 
 from bridges.backoff import Backoff
@@ -209,6 +211,63 @@ async def test_an_id_that_another_transaction_has_for_longer_than_the_lock_timeo
         await other.rollback()
         assert await handling == [Published()]
     assert await effects(connection) == ["m"]
+
+
+async def test_a_handler_knows_what_became_of_a_statement_when_it_goes_on(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    """As in any transaction of psycopg: the count of rows, an error where it happened, several statements in one, COPY and a cursor."""
+    seen: list[object] = []
+
+    async def looking(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        seen.append(conn.pgconn.pipeline_status)
+        seen.append((await conn.execute("UPDATE effects SET payload = 'x' WHERE false")).rowcount)
+        try:
+            async with conn.transaction():
+                await conn.execute("INSERT INTO effects (id) VALUES ('no id')")
+                seen.append("not told")
+        except psycopg.errors.InvalidTextRepresentation:
+            seen.append("told")
+        await conn.execute("SELECT 1; SELECT 2")
+        async with conn.cursor() as cursor, cursor.copy("COPY effects (id, payload) FROM STDIN") as copy:
+            await copy.write_row((message.id, message.payload.decode()))
+        async with conn.cursor(name="named") as cursor:
+            await cursor.execute("SELECT payload FROM effects")
+            seen.append(await cursor.fetchall())
+
+    assert await sink(pool, looking).publish([made("m")]) == [Published()]
+    assert seen == [PipelineStatus.OFF, 0, "told", [("m",)]]
+    assert await effects(connection) == ["m"]
+
+
+async def test_a_handler_that_goes_on_after_an_error_of_its_transaction_has_failed(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    """Its COMMIT would be a ROLLBACK, without an error: the message would be acknowledged, and its effect lost."""
+
+    async def swallowing(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await apply(message, conn)
+        with suppress(psycopg.Error):
+            await conn.execute("INSERT INTO effects (id) VALUES ('no id')")
+
+    message, other = made("m"), made("other")
+    handlers = HandlerSink(pool, lambda m, conn: (swallowing if m.id == message.id else apply)(m, conn), consumer="c", retry=RETRY)
+    assert await handlers.publish([other, message]) == [Published()] * 2
+    assert await effects(connection) == ["other"]
+    cursor = await connection.execute("SELECT message_id, attempts, error FROM dedupe.consumer_dead")
+    ((dead, attempts, error),) = await cursor.fetchall()
+    assert (dead, attempts) == (message.id, RETRY.max_attempts)
+    assert "gone on after an error" in error
+
+
+async def test_a_statement_of_a_handler_ends_with_the_handlers_time(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
+    async def slow(_: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.execute("SELECT pg_sleep(3600)")
+
+    handlers = HandlerSink(pool, slow, consumer="c", retry=Backoff(first=0.01, cap=0.01, max_attempts=1), handler_timeout=0.05)
+    assert await asyncio.wait_for(handlers.publish([made("m")]), 10) == [Published()]
+    cursor = await connection.execute("SELECT error FROM dedupe.consumer_dead")
+    assert [error for (error,) in await cursor.fetchall()] == ["TimeoutError"]
 
 
 async def test_a_handler_that_hangs_has_failed(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:

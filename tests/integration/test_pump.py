@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from outbox.source import OutboxSource
 from tests.engines.deadline import eventually
 from tests.engines.pumps import count, is_empty, pumping
 from tests.engines.sinks import DownSink, RecordingSink
+from tests.unit.messages import turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -266,6 +268,24 @@ async def test_what_all_lanes_are_owned_by_leaves_nothing_to_ask_for(database: s
             assert await (await connection.execute(sessions)).fetchone() == before
         async with source.claim(2) as third:
             assert len(third.messages) == 2
+
+
+async def test_what_one_claim_has_in_hand_is_not_asked_for_by_others_over_and_over(database: str) -> None:
+    """Of one hot key: the claim beside that one finds nothing, and its end is no reason to look again."""
+    await put(database, *[Draft("t", n, key="hot") for n in range(10)])
+    async with OutboxSource(database, claims=2, poll_interval=3600.0) as source:
+        async with source.claim(2) as batch:
+            await batch.settle([PUBLISHED] * 2)
+        async with AsyncExitStack() as in_hand:
+            while not (batch := await in_hand.enter_async_context(source.claim(2))).messages:
+                await in_hand.pop_all().aclose()  # of the other half of the lanes
+            async with source.claim(2) as beside:
+                assert not beside.messages
+            waiting = asyncio.create_task(source.wait(3600.0))
+            for _ in range(5):  # it begins, and would have ended
+                await turn()
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_a_claim_left_without_settling_gives_everything_back(database: str) -> None:
