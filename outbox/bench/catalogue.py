@@ -116,6 +116,7 @@ COMPARISONS: Final = (
             f"transactions a batch of {BATCH}": _MOST(2),
         },
         costs.per_message,
+        timed=False,
     ),
     Comparison(
         "B9",
@@ -134,6 +135,7 @@ COMPARISONS: Final = (
         {"queries a second": _MOST(2), "share of a core": _MOST(0.01)},
         costs.idle,
         ("nats",),
+        timed=False,
     ),
     Comparison(
         "B11",
@@ -143,6 +145,7 @@ COMPARISONS: Final = (
         {"peak": _MOST(1.2)},
         costs.memory,
         ("nats",),
+        timed=False,
     ),
 )
 

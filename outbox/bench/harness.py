@@ -1,10 +1,11 @@
-"""How two sides are compared: in pairs, in turns, the first pair thrown away, and the median of the ratios judged."""
+"""How two sides are compared: in pairs, in turns, on a quiet machine, the first pair thrown away, and the median of the ratios judged."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from itertools import count
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from bridges.errors import OutboxError
 
@@ -13,12 +14,19 @@ if TYPE_CHECKING:
 
     from outbox.bench.stage import Stage
 
+DISTURBED: Final = 0.05
+"""Which part of the processors' time the machine's neighbours may take in a pair: what took more is measured again."""
+
 Measure: TypeAlias = "Callable[[Stage, str], Awaitable[Mapping[str, float]]]"
 """Measures one side, named by its place in `Comparison.sides`, and returns a value for each figure."""
 
 
 class Unequal(OutboxError):
     """What arrived is not what was sent, or not at all: there is no speed to speak of."""
+
+
+class TooSlow(Unequal):
+    """This machine does not come to the load under which something was to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,7 @@ class Comparison:
         measure: measures one side once.
         needs: names of the engines beside Postgres.
         modules: that are optional, and needed.
+        timed: whether it is a speed, and so a matter of what else the machine does.
         split: short pairs in the place of one: where a few percent are judged, and the machine's speed changes from second to second.
     """
 
@@ -60,6 +69,7 @@ class Comparison:
     measure: Measure
     needs: Sequence[str] = ()
     modules: Sequence[str] = ()
+    timed: bool = True
     split: int = 1
 
 
@@ -71,11 +81,13 @@ class Result:
         comparison: which.
         figure: which of its figures.
         values: of each side, in the order of the pairs.
+        disturbed: how many of the pairs were so by the machine's neighbours.
     """
 
     comparison: Comparison
     figure: str
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    disturbed: int = 0
 
     @property
     def ratios(self) -> Sequence[float]:
@@ -115,22 +127,47 @@ class Failure:
 async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callable[[str], object]) -> list[Result]:
     """Measure pair after pair and return a result for each figure. Raises `Unequal`, or an engine's error.
 
+    Where the machine's neighbours take too much of it, a pair of speeds is measured again: twice as many are, at the most, and then what
+    is disturbed counts too.
+
     Args:
         stage: the engines.
         comparison: what to measure.
         pairs: that count, each time as often as the comparison says; one more is measured before them, while caches fill.
         say: is told each pair.
     """
+    pairs *= comparison.split
     kept: list[dict[str, Mapping[str, float]]] = []
-    for pair in range(pairs * comparison.split + 1):
+    again = pairs if comparison.timed else 0
+    disturbed = 0
+    for turn in count():
         readings: dict[str, Mapping[str, float]] = {}
-        for side in comparison.sides if pair % 2 else reversed(comparison.sides):
-            readings[side] = await comparison.measure(stage, side)
-        say(f"  {'warm-up' if pair == 0 else pair}: {', '.join(_told(comparison, readings))}")
-        if pair:
+        problem = None
+        began = stage.ticks()
+        try:
+            for side in comparison.sides if turn % 2 else reversed(comparison.sides):
+                readings[side] = await comparison.measure(stage, side)
+        except TooSlow as slow:
+            problem = slow
+        taken = stage.taken_since(began)
+        is_disturbed = comparison.timed and taken > DISTURBED
+        if problem is not None and not (is_disturbed and again):
+            raise problem
+        told = str(problem) if problem is not None else ", ".join(_told(comparison, readings))
+        told += f"; the neighbours took {taken:.0%}" if is_disturbed else ""
+        if turn == 0 and problem is None:
+            say(f"  warm-up: {told}")
+        elif is_disturbed and again:
+            again -= 1
+            say(f"  again: {told}")
+        else:
             kept.append(readings)
+            disturbed += is_disturbed
+            say(f"  {len(kept)}: {told}")
+        if len(kept) == pairs:
+            break
     return [
-        Result(comparison, figure, {side: [readings[side][figure] for readings in kept] for side in comparison.sides})
+        Result(comparison, figure, {side: [readings[side][figure] for readings in kept] for side in comparison.sides}, disturbed)
         for figure in comparison.targets
     ]
 

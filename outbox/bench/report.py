@@ -47,6 +47,7 @@ def as_json(results: Sequence[Result], failures: Sequence[Failure], about: Mappi
                 "median": result.median,
                 "target": {"value": result.target.value, "least": result.target.least},
                 "met": result.met,
+                "disturbed": result.disturbed,
             }
             for result in results
         ],
@@ -103,5 +104,5 @@ def _cells(result: Result) -> tuple[str, ...]:
         f"{result.median:.3g}",
         f"{low:.3g} to {high:.3g}",
         str(result.target),
-        "met" if result.met else "missed",
+        ("met" if result.met else "missed") + (f"; {result.disturbed} of {len(result.ratios)} pairs disturbed" if result.disturbed else ""),
     )

@@ -53,7 +53,7 @@ class Stage:
         self._scale = scale
         self._stack = ExitStack()
         self._databases = count(1)
-        self._began = _ticks()
+        self._began = self.ticks()
         self._shared: dict[str, str] = {}
 
     def close(self) -> None:
@@ -138,18 +138,17 @@ class Stage:
             "durability": "Postgres with fsync, Kafka with acks=all on one node, JetStream on files without a sync for each message",
             "fsync": f"{1000 * fsync_seconds(self.folder):.2f} ms, the median of writes of 8 KiB",
             "payload": f"{PAYLOAD} bytes",
-            "taken by the machine's neighbours": f"{self._stolen():.0%} of the time",
+            "taken by the machine's neighbours": f"{self.taken_since(self._began):.0%} of the time",
         }
 
-    def _stolen(self) -> float:
-        """Return which part of the processors' time the host has given to others since the beginning: speed was lower by that, at least."""
-        spent = [now - then for now, then in zip(_ticks(), self._began, strict=True)]
-        return spent[_STEAL] / sum(spent)
+    def ticks(self) -> list[int]:
+        """Return the kernel's account of the processors' time: user, nice, system, idle, iowait, irq, softirq, steal (proc_stat(5))."""
+        return [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
-
-def _ticks() -> list[int]:
-    """Return the kernel's account of the processors' time, as in proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal."""
-    return [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    def taken_since(self, began: list[int]) -> float:
+        """Return which part of the processors' time the host has given to others since these `ticks`: speed was lower by that, at least."""
+        spent = [now - then for now, then in zip(self.ticks(), began, strict=True)]
+        return spent[_STEAL] / max(1, sum(spent))
 
 
 async def fill(dsn: str, rows: int, *, key: str = "NULL") -> None:

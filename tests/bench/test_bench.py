@@ -14,7 +14,7 @@ import pytest
 from bridges.errors import ConfigurationError
 from outbox.bench import costs, report
 from outbox.bench.catalogue import COMPARISONS, chosen
-from outbox.bench.harness import Comparison, Failure, Result, Target, Unequal, check_equal, compare
+from outbox.bench.harness import Comparison, Failure, Result, Target, TooSlow, Unequal, check_equal, compare
 from outbox.bench.run import Options, run_bench
 from outbox.bench.stage import Stage
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     stage = Stage(0.001)
+    monkeypatch.setattr(stage, "taken_since", lambda _: 0.0)  # whatever else this machine does
     yield stage
     stage.close()
 
@@ -52,6 +53,34 @@ async def test_one_side_is_judged_as_it_is(stage: Stage) -> None:
     one = comparison("a", target=Target(5, least=False), values={"a": iter([0.0, 4.0, 6.0, 9.0])})
     (result,) = await compare(stage, one, 3, lambda _: None)
     assert (result.median, result.met) == (6.0, False)
+
+
+async def test_a_pair_that_the_neighbours_have_disturbed_is_measured_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not for ever; and where the machine was too slow for the load because of them, that is no result either."""
+    taken = iter([0.0, 0.3, 0.0, 0.3, 0.3, 0.0, 0.0])
+    monkeypatch.setattr(stage, "taken_since", lambda _: next(taken))
+    said: list[str] = []
+    speeds: list[float | None] = [0.0, 1.0, 2.0, None, 3.0]
+
+    async def measure(_: Stage, __: str) -> Mapping[str, float]:
+        if (speed := speeds.pop(0)) is None:
+            raise TooSlow("752 a second")
+        return {"rate": speed}
+
+    one = Comparison("B0", "a test", ("a",), "things/s", {"rate": Target(1)}, measure)
+    (result,) = await compare(stage, one, 2, said.append)
+    assert (result.ratios, result.disturbed) == ([2.0, 3.0], 1)
+    assert said == [
+        "  warm-up: rate 0 things/s",
+        "  again: rate 1 things/s; the neighbours took 30%",
+        "  1: rate 2 things/s",
+        "  again: 752 a second; the neighbours took 30%",
+        "  2: rate 3 things/s; the neighbours took 30%",
+    ]
+    assert "1 of 2 pairs disturbed" in report.as_text([result])
+    speeds += [4.0, None]
+    with pytest.raises(TooSlow, match="752 a second"):
+        await compare(stage, one, 2, said.append)
 
 
 def test_what_did_not_arrive_has_no_speed() -> None:
