@@ -146,6 +146,7 @@ class Consumer:
             configure=self._configure,
             kwargs={
                 "application_name": f"outboxd consumer {self.name}"[:63],
+                "target_session_attrs": "read-write",
                 "connect_timeout": 5,
                 "keepalives_idle": 15,
                 "keepalives_interval": 5,

@@ -104,6 +104,8 @@ async def recording(
     was not, or an operator has asked for it to be handled once, which this uses up. Else the time since when processed ids are all there,
     and before which the message was made: by its id if that is a UUIDv7, else by ``created_at``. A message that has neither cannot be
     judged: a duplicate of it that arrives after its row was deleted has a second effect.
+
+    Raises psycopg's errors; `psycopg.OperationalError` where the database is read-only.
     """
     births = {message.id: birth_of(message) for message in messages}
     about = (consumer, list(births))
@@ -112,9 +114,13 @@ async def recording(
     async with connection.transaction():
         # One round trip for both. BEGIN is another: a transaction that begins in a pipeline stays in one, and its handlers would not know
         # what becomes of a statement when they have sent it.
-        async with connection.pipeline():
-            await recorded.execute(sql.bind(sql.RECORD_PROCESSED, schema), about, binary=True)
-            await judged.execute(sql.bind(sql.JUDGE_NEW, schema), about, binary=True)
+        try:
+            async with connection.pipeline():
+                await recorded.execute(sql.bind(sql.RECORD_PROCESSED, schema), about, binary=True)
+                await judged.execute(sql.bind(sql.JUDGE_NEW, schema), about, binary=True)
+        except psycopg.errors.ReadOnlySqlTransaction as problem:
+            # A standby, or a server that is to write nothing for a while: its state, and no handler's doing.
+            raise psycopg.OperationalError(str(problem)) from problem
         new = set(await recorded.fetchall())
         row = await judged.fetchone()
         assert row is not None

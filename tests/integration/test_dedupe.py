@@ -270,6 +270,36 @@ async def test_a_statement_of_a_handler_ends_with_the_handlers_time(pool: AsyncC
     assert [error for (error,) in await cursor.fetchall()] == ["TimeoutError"]
 
 
+async def test_a_database_that_is_read_only_for_a_while_is_away_and_no_message_is_to_blame(
+    database: str, pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    """The fault suite found two good messages dead: six attempts may be over before an operator has finished."""
+    await pool.wait()
+    alter = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only TO {}', current_database()); END $$"
+    await connection.execute(alter.format("on"))
+    message = made("m")
+    async with AsyncConnectionPool(database, min_size=1, open=False) as late:
+        (outcome,) = await sink(late).publish([message])
+    assert isinstance(outcome, Released)
+    assert outcome.reason is Reason.UNAVAILABLE
+    assert "read-only" in outcome.detail
+    await connection.execute(alter.format("off"))
+    assert await sink(pool).publish([message]) == [Published()]
+    assert await effects(connection) == ["m"]
+
+
+async def test_a_handler_that_makes_its_own_transaction_read_only_has_failed(
+    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+) -> None:
+    async def reading(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.execute("SET TRANSACTION READ ONLY")
+        await apply(message, conn)
+
+    assert await sink(pool, reading).publish([made("m")]) == [Published()]
+    cursor = await connection.execute("SELECT attempts FROM dedupe.consumer_dead")
+    assert await cursor.fetchall() == [(RETRY.max_attempts,)]
+
+
 async def test_a_handler_that_hangs_has_failed(pool: AsyncConnectionPool, connection: psycopg.AsyncConnection) -> None:
     async def hanging(_: Message, __: psycopg.AsyncConnection[Any]) -> None:
         await asyncio.Event().wait()
