@@ -1,4 +1,4 @@
-"""How two sides are compared: in pairs, in turns, on a quiet machine, the first pair thrown away, and the median of the ratios judged."""
+"""How two sides are compared: in pairs, in turns, the first thrown away, the disturbed measured again, the median of the ratios judged."""
 
 from __future__ import annotations
 

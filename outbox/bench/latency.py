@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 _CLIENTS: Final = 8
 """Writers. A commit waits for the disk, so one alone would not come to 1,000 a second."""
-_COMMITS: Final = 500
-"""Commits a second at the most; where there are to be more messages, each has several. On two cores eight writers come to 2,000, with
-nothing beside them."""
+_COMMITS: Final = 1000
+"""Commits a second at the most; where there are to be more messages, each has several. On two cores eight writers come to 2,000."""
 _WARM: Final = 1.0
 """Seconds at the beginning that do not count, while connections and statements are made."""
 

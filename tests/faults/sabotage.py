@@ -105,7 +105,7 @@ async def but_some(sink: Sink, messages: Sequence[Message], outcome: Outcome) ->
 
 async def backwards(sink: Sink, messages: Sequence[Message]) -> Sequence[Outcome]:
     """Publish one by one, the last first; and wait a while before, so that there is more than one the next time."""
-    await asyncio.sleep(0.5)  # in which some forty transactions a second are written
+    await asyncio.sleep(0.5)  # in which some twenty transactions are written, at forty a second
     return [(await sink.publish([message]))[0] for message in reversed(messages)][::-1]
 
 
