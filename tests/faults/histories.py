@@ -28,7 +28,7 @@ def good(seed: int, size: int = 80) -> History:
     rng = Random(seed)
     messages = _messages(rng, size)
     end = messages[-1].put.ended + 10
-    faults = [Fault("kill pump", 0.2 * end, 0.22 * end), Fault("freeze postgres", 0.5 * end, 0.55 * end)]
+    faults = [Fault("kill pump", 0.2 * end, 0.22 * end, recovery=0.5), Fault("freeze postgres", 0.5 * end, 0.55 * end)]
     delivered = [message for message in messages if message.exists and not message.put.poison]
     dead = [message.put.id for message in messages if message.exists and message.put.poison]
     return History(
@@ -49,7 +49,6 @@ def good(seed: int, size: int = 80) -> History:
         logs={"pump-1": "started\npublished 10\nstopped\n", "consumer-1": ""},
         secrets=SECRETS,
         in_flight=IN_FLIGHT,
-        recovery={"kill pump": 0.5},
         consumers=CONSUMERS,
     )
 

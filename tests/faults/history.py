@@ -115,6 +115,8 @@ class Fault(NamedTuple):
     healed: float
     times: int = 1
     """How often something was broken meanwhile."""
+    recovery: float | None = None
+    """Seconds from its healing to nine tenths of the former rate; None if that rate was never measured."""
 
 
 class Probe(NamedTuple):
@@ -167,7 +169,5 @@ class History:
     secrets: tuple[str, ...] = (MARK,)
     in_flight: int = 0
     """Messages that may be under way at once, over all pumps: batch, times claims, times pumps."""
-    recovery: Mapping[str, float] = field(default_factory=dict)
-    """Seconds from a nemesis's healing to nine tenths of the former rate."""
     consumers: tuple[str, ...] = ()
     """Which were to have an effect of each message; one that had none at all would not be known otherwise."""

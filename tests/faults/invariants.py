@@ -354,7 +354,7 @@ def _quiet(history: History) -> Iterator[Sample]:
     for sample in sorted(history.samples, key=attrgetter("at")):
         while faults and faults[-1].began <= sample.at:
             fault = faults.pop()
-            touched = max(touched, fault.healed + max(CALM, history.recovery.get(fault.nemesis, 0.0)))
+            touched = max(touched, fault.healed + max(CALM, fault.recovery or 0.0))
         if sample.at > touched:
             yield sample
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,11 +45,12 @@ def lines(runs: Sequence[tuple[History, Sequence[Violation]]]) -> Iterator[Line]
             by_fault.setdefault((name, history.sink), []).append((history, violations))
     for (name, sink), those in by_fault.items():
         found = sorted({violation.invariant for _, violations in those for violation in violations})
-        seconds = [history.recovery[name] for history, _ in those if name in history.recovery]
+        faults = [fault for history, _ in those for fault in history.faults if fault.nemesis == name]
+        seconds = [fault.recovery for fault in faults if fault.recovery is not None]
         yield Line(
             name,
             sink,
-            sum(Counter(fault.nemesis for fault in history.faults)[name] for history, _ in those),
+            len(faults),
             sum(len(history.puts) for history, _ in those),
             sum(duplicates(history) for history, _ in those),
             statistics.median(seconds) if seconds else None,

@@ -86,9 +86,14 @@ class Watch:
             return None
         return (seen[-1].effects - seen[0].effects) / (seen[-1].at - seen[0].at)
 
-    def recovery(self, fault: Fault) -> float | None:
-        """Return the seconds from a fault's end to nine tenths of the rate before it; None if that never came again."""
-        former = self.rate(fault.began - WARM_UP, fault.began)
+    def recovery(self, fault: Fault, first: Fault) -> float | None:
+        """Return the seconds from a fault's end to nine tenths of the former rate; None if that never came again.
+
+        That is the rate before it, and not more than before the first: what an earlier fault has left is worked off faster than the
+        writers write, and no recovery can come to that.
+        """
+        rates = [self.rate(each.began - WARM_UP, each.began) for each in (fault, first)]
+        former = min((rate for rate in rates if rate is not None), default=None)
         if former is None:
             return None
         for count in self.counts:
@@ -246,8 +251,7 @@ async def _collect(ours: Fleet, watch: Watch, history: History) -> None:
     for at, left in watch.looks:
         stored = frozenset(copy.id for copy in copies if copy.at <= at)
         history.audits.append(Audit(at, left, stored))
-    found = {fault.nemesis: watch.recovery(fault) for fault in history.faults}
-    history.recovery = {name: seconds for name, seconds in found.items() if seconds is not None}
+    history.faults = [fault._replace(recovery=watch.recovery(fault, history.faults[0])) for fault in history.faults]
     history.logs = {member.name: member.log.read_text(errors="replace") for member in (ours.writer, *ours.daemons) if member.log.exists()}
 
 

@@ -214,7 +214,7 @@ def test_a_process_may_warm_up_and_swell_under_a_fault() -> None:
     warm = [20, 120, *[150] * 8]
     assert broken(run(samples=samples(*warm))) == set()
     assert broken(run(samples=samples(*warm, 900), faults=[Fault("freeze", 95, 98)])) == set(), "not calm yet"
-    assert broken(run(samples=samples(*warm, *[900] * 9), faults=[Fault("freeze", 95, 98)], recovery={"freeze": 100})) == set()
+    assert broken(run(samples=samples(*warm, *[900] * 9), faults=[Fault("freeze", 95, 98, recovery=100)])) == set()
     assert broken(run(samples=samples(*warm, *[900] * 9), faults=[Fault("freeze", 95, 98)])) == {"bounded"}
 
 
