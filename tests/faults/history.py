@@ -88,10 +88,11 @@ class Audit(NamedTuple):
     """A look at the outbox, at any time in the run, beside what the broker had then."""
 
     at: float
+    """When it began: what was committed later may or may not be in it."""
     left: frozenset[UUID]
     """What was still in the outbox: waiting, held, deferred or dead."""
     stored: frozenset[UUID]
-    """What the broker had by then."""
+    """What the broker had when it ended: what left the outbox while it was looked at was stored in between."""
 
 
 class Sample(NamedTuple):

@@ -45,6 +45,14 @@ class _Count(NamedTuple):
     effects: int
 
 
+class _Look(NamedTuple):
+    """At the outbox: what was committed before it began is in it, or was stored before it ended."""
+
+    began: float
+    ended: float
+    left: frozenset[UUID]
+
+
 class Watch:
     """What is seen from outside while a run goes on: effects, the pumps' sessions, what the outbox still has."""
 
@@ -52,7 +60,7 @@ class Watch:
         self._fleet = fleet
         self.counts: list[_Count] = []
         self.ended: list[Ended] = []
-        self.looks: list[tuple[float, frozenset[UUID]]] = []
+        self.looks: list[_Look] = []
         self.samples: list[Sample] = []
         self._sessions: set[str] = set()
 
@@ -74,10 +82,11 @@ class Watch:
         sessions = {session for (session,) in await cursor.fetchall()}
         self.ended += [Ended(time.time(), session) for session in self._sessions - sessions]
         self._sessions = sessions
-        if not self.looks or time.time() - self.looks[-1][0] > _AUDIT_EVERY:
+        if not self.looks or time.time() - self.looks[-1].began > _AUDIT_EVERY:
             self.samples += await self._fleet.samples(connection)
-            at = time.time()  # before the look: what leaves the outbox after it is no matter
-            self.looks.append((at, frozenset(await _ids(connection, ("messages", "held", "deferred", "dead")))))
+            began = time.time()
+            left = frozenset(await _ids(connection, ("messages", "held", "deferred", "dead")))
+            self.looks.append(_Look(began, time.time(), left))
 
     def rate(self, began: float, ended: float) -> float | None:
         """Return effects a second between two times; None if nobody saw."""
@@ -248,9 +257,9 @@ async def _collect(ours: Fleet, watch: Watch, history: History) -> None:
         cursor = await connection.execute("SELECT at, session, ids FROM settled")
         history.settled = [Settled(at, session, frozenset(ids)) for at, session, ids in await cursor.fetchall()]
     copies = sorted(history.copies, key=lambda copy: copy.at)
-    for at, left in watch.looks:
-        stored = frozenset(copy.id for copy in copies if copy.at <= at)
-        history.audits.append(Audit(at, left, stored))
+    for look in watch.looks:
+        stored = frozenset(copy.id for copy in copies if copy.at <= look.ended)
+        history.audits.append(Audit(look.began, look.left, stored))
     history.faults = [fault._replace(recovery=watch.recovery(fault, history.faults[0])) for fault in history.faults]
     history.logs = {member.name: member.log.read_text(errors="replace") for member in (ours.writer, *ours.daemons) if member.log.exists()}
 
