@@ -19,7 +19,7 @@ from bridges.message import Message
 from bridges.ports import PUBLISHED, Outcome, Published, Reason, Released
 from bridges.tracing import processing
 from dedupe import sql
-from dedupe.retention import recording
+from dedupe.retention import ReadOnlyDatabase, recording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -218,7 +218,7 @@ class HandlerSink:
 
 def _trouble(problem: Exception) -> Released | None:
     """Return what to answer if the database, and not the handler, is at fault."""
-    if isinstance(problem, PoolTimeout | PoolClosed | TooManyRequests):
+    if isinstance(problem, PoolTimeout | PoolClosed | TooManyRequests | ReadOnlyDatabase):
         return Released(Reason.UNAVAILABLE, told(problem))
     if isinstance(problem, psycopg.OperationalError) and not isinstance(problem, _COLLISIONS):
         state = problem.sqlstate

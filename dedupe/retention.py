@@ -94,6 +94,10 @@ def processed_schedule(now: datetime, keep: timedelta | None, ahead: int = 3) ->
     )
 
 
+class ReadOnlyDatabase(psycopg.OperationalError):
+    """The database takes no writes: a standby, or a server that is to change nothing for a while. That is no handler's doing."""
+
+
 @asynccontextmanager
 async def recording(
     connection: psycopg.AsyncConnection[Any], consumer: str, messages: Sequence[Message], *, schema: str = "dedupe"
@@ -105,7 +109,7 @@ async def recording(
     and before which the message was made: by its id if that is a UUIDv7, else by ``created_at``. A message that has neither cannot be
     judged: a duplicate of it that arrives after its row was deleted has a second effect.
 
-    Raises psycopg's errors; `psycopg.OperationalError` where the database is read-only.
+    Raises psycopg's errors, and `ReadOnlyDatabase`.
     """
     births = {message.id: birth_of(message) for message in messages}
     about = (consumer, list(births))
@@ -119,8 +123,8 @@ async def recording(
                 await recorded.execute(sql.bind(sql.RECORD_PROCESSED, schema), about, binary=True)
                 await judged.execute(sql.bind(sql.JUDGE_NEW, schema), about, binary=True)
         except psycopg.errors.ReadOnlySqlTransaction as problem:
-            # A standby, or a server that is to write nothing for a while: its state, and no handler's doing.
-            raise psycopg.OperationalError(str(problem)) from problem
+            await connection.close()  # another may find a server that takes writes; this one would stay with its own
+            raise ReadOnlyDatabase(str(problem)) from problem
         new = set(await recorded.fetchall())
         row = await judged.fetchone()
         assert row is not None

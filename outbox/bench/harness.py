@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from bridges.errors import OutboxError
@@ -82,12 +81,14 @@ class Result:
         figure: which of its figures.
         values: of each side, in the order of the pairs.
         disturbed: how many of the pairs were so by the machine's neighbours.
+        repeated: how many others were, and were measured again.
     """
 
     comparison: Comparison
     figure: str
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     disturbed: int = 0
+    repeated: int = 0
 
     @property
     def ratios(self) -> Sequence[float]:
@@ -138,14 +139,15 @@ async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callabl
     """
     pairs *= comparison.split
     kept: list[dict[str, Mapping[str, float]]] = []
-    again = pairs if comparison.timed else 0
+    again = most = pairs if comparison.timed else 0
     disturbed = 0
-    for turn in count():
+    warm = False
+    while len(kept) < pairs:
         readings: dict[str, Mapping[str, float]] = {}
         problem = None
         began = stage.ticks()
         try:
-            for side in comparison.sides if turn % 2 else reversed(comparison.sides):
+            for side in comparison.sides if warm and len(kept) % 2 == 0 else reversed(comparison.sides):
                 readings[side] = await comparison.measure(stage, side)
         except TooSlow as slow:
             problem = slow
@@ -155,19 +157,20 @@ async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callabl
             raise problem
         told = str(problem) if problem is not None else ", ".join(_told(comparison, readings))
         told += f"; the neighbours took {taken:.0%}" if is_disturbed else ""
-        if turn == 0 and problem is None:
-            say(f"  warm-up: {told}")
-        elif is_disturbed and again:
+        if problem is not None or (warm and is_disturbed and again):
             again -= 1
             say(f"  again: {told}")
+        elif not warm:
+            warm = True
+            say(f"  warm-up: {told}")
         else:
             kept.append(readings)
             disturbed += is_disturbed
             say(f"  {len(kept)}: {told}")
-        if len(kept) == pairs:
-            break
     return [
-        Result(comparison, figure, {side: [readings[side][figure] for readings in kept] for side in comparison.sides}, disturbed)
+        Result(
+            comparison, figure, {side: [readings[side][figure] for readings in kept] for side in comparison.sides}, disturbed, most - again
+        )
         for figure in comparison.targets
     ]
 

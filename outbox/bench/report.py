@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from outbox.bench.harness import Failure, Result
@@ -48,6 +48,7 @@ def as_json(results: Sequence[Result], failures: Sequence[Failure], about: Mappi
                 "target": {"value": result.target.value, "least": result.target.least},
                 "met": result.met,
                 "disturbed": result.disturbed,
+                "repeated": result.repeated,
             }
             for result in results
         ],
@@ -104,5 +105,13 @@ def _cells(result: Result) -> tuple[str, ...]:
         f"{result.median:.3g}",
         f"{low:.3g} to {high:.3g}",
         str(result.target),
-        ("met" if result.met else "missed") + (f"; {result.disturbed} of {len(result.ratios)} pairs disturbed" if result.disturbed else ""),
+        "; ".join(_judged(result)),
     )
+
+
+def _judged(result: Result) -> Iterator[str]:
+    yield "met" if result.met else "missed"
+    if result.repeated:
+        yield f"{result.repeated} measured again"
+    if result.disturbed:
+        yield f"{result.disturbed} of {len(result.ratios)} pairs disturbed"

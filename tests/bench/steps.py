@@ -33,7 +33,7 @@ PUT = f"INSERT INTO {{}} (topic, key, payload) VALUES ('bench.steps', 'k', decod
 ASLEEP = "SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND database = "
 ASLEEP += "(SELECT oid FROM pg_database WHERE datname = current_database())"
 EMPTY = "CREATE FUNCTION public.nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
-SPENT = "SELECT sum(total_exec_time + total_plan_time)::float8 FROM pg_stat_statements WHERE query NOT LIKE '%%pg_stat%%'"
+SPENT = "SELECT sum(total_exec_time)::float8 FROM pg_stat_statements WHERE dbid NOT IN (SELECT oid FROM pg_database)"
 
 
 class Steps:

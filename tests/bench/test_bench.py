@@ -69,7 +69,7 @@ async def test_a_pair_that_the_neighbours_have_disturbed_is_measured_again(stage
 
     one = Comparison("B0", "a test", ("a",), "things/s", {"rate": Target(1)}, measure)
     (result,) = await compare(stage, one, 2, said.append)
-    assert (result.ratios, result.disturbed) == ([2.0, 3.0], 1)
+    assert (result.ratios, result.disturbed, result.repeated) == ([2.0, 3.0], 1, 2)
     assert said == [
         "  warm-up: rate 0 things/s",
         "  again: rate 1 things/s; the neighbours took 30%",
@@ -77,10 +77,31 @@ async def test_a_pair_that_the_neighbours_have_disturbed_is_measured_again(stage
         "  again: 752 a second; the neighbours took 30%",
         "  2: rate 3 things/s; the neighbours took 30%",
     ]
-    assert "1 of 2 pairs disturbed" in report.as_text([result])
+    assert "2 measured again; 1 of 2 pairs disturbed" in report.as_text([result])
     speeds += [4.0, None]
+    taken = iter([0.0, 0.0])
     with pytest.raises(TooSlow, match="752 a second"):
         await compare(stage, one, 2, said.append)
+    speeds += [None, None, None]
+    taken = iter([0.3] * 3)
+    with pytest.raises(TooSlow, match="752 a second"):
+        await compare(stage, one, 2, said.append)
+
+
+async def test_the_order_alternates_among_the_pairs_that_count(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([0.3, 0.0, 0.3, 0.0, 0.3, 0.0])
+    monkeypatch.setattr(stage, "taken_since", lambda _: next(taken))
+    order: list[str] = []
+    values = {side: iter([1.0] * 6) for side in "ab"}
+    await compare(stage, comparison("a", "b", target=Target(1), values=values, order=order), 3, lambda _: None)
+    assert "".join(order) == "baabbabaabab", "the first is thrown away, and each second of the others"
+
+
+async def test_what_is_no_speed_is_not_measured_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "taken_since", lambda _: 0.3)
+    exact = replace(comparison("a", target=Target(1), values={"a": iter([1.0, 2.0, 3.0])}), timed=False)
+    (result,) = await compare(stage, exact, 2, lambda _: None)
+    assert (result.ratios, result.disturbed, result.repeated) == ([2.0, 3.0], 0, 0)
 
 
 def test_what_did_not_arrive_has_no_speed() -> None:

@@ -273,19 +273,43 @@ async def test_a_statement_of_a_handler_ends_with_the_handlers_time(pool: AsyncC
 async def test_a_database_that_is_read_only_for_a_while_is_away_and_no_message_is_to_blame(
     database: str, pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
 ) -> None:
-    """The fault suite found two good messages dead: six attempts may be over before an operator has finished."""
-    await pool.wait()
+    """The fault suite found two good messages dead: their attempts were over while it was read-only, and it was not when they were buried.
+
+    So there is no attempt, and no session that stays with a server that takes no writes.
+    """
+    message = made("m")
+    async with AsyncConnectionPool(database, min_size=1, max_size=1, open=False) as single, asyncio.timeout(20):
+        async with single.connection() as fenced:
+            await fenced.execute("SET default_transaction_read_only = on")
+        handlers = HandlerSink(single, apply, consumer="c", retry=Backoff(first=3600, cap=3600, max_attempts=2))
+        (outcome,) = await handlers.publish([message])
+        assert isinstance(outcome, Released)
+        assert outcome.reason is Reason.UNAVAILABLE
+        assert "read-only" in outcome.detail
+        assert fenced.closed
+        assert await handlers.publish([message]) == [Published()]
+    assert await effects(connection) == ["m"]
+
+
+async def test_a_consumer_asks_for_a_server_that_takes_writes(
+    pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection, caplog: pytest.LogCaptureFixture
+) -> None:
     alter = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only TO {}', current_database()); END $$"
     await connection.execute(alter.format("on"))
-    message = made("m")
-    async with AsyncConnectionPool(database, min_size=1, open=False) as late:
-        (outcome,) = await sink(late).publish([message])
-    assert isinstance(outcome, Released)
-    assert outcome.reason is Reason.UNAVAILABLE
-    assert "read-only" in outcome.detail
+    consumer = Consumer("billing", dsn=database)
+    consumer.handler(">")(apply)
+    broker = Broker()
+    running = asyncio.create_task(consumer.run(InProcessSource(broker, ">", group="billing")))
+
+    async def refused() -> bool:
+        return "session is read-only" in caplog.text
+
+    await eventually(refused)
     await connection.execute(alter.format("off"))
-    assert await sink(pool).publish([message]) == [Published()]
+    assert await asyncio.wait_for(InProcessSink(broker).publish([made("m")]), 20) == [Published()]
     assert await effects(connection) == ["m"]
+    consumer.stop()
+    await asyncio.wait_for(running, 20)
 
 
 async def test_a_handler_that_makes_its_own_transaction_read_only_has_failed(
