@@ -125,17 +125,34 @@ class Failure:
     why: str
 
 
-async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callable[[str], object]) -> list[Result]:
+@dataclass(slots=True)
+class Patience:
+    """How often in a row a pair that was disturbed is measured again. On a machine that is never left alone, waiting for that is in vain.
+
+    Attributes:
+        most: as often.
+        left: of it. A pair that was left alone gives it all back.
+    """
+
+    most: int
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = self.most
+
+
+async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callable[[str], object], patience: Patience) -> list[Result]:
     """Measure pair after pair and return a result for each figure. Raises `Unequal`, or an engine's error.
 
-    Where the machine's neighbours take too much of it, a pair of speeds is measured again: twice as many are, at the most, and then what
-    is disturbed counts too.
+    Where the machine's neighbours take too much of it, a pair of speeds is measured again: twice as many are, at the most, and while
+    there is patience. Then what is disturbed counts too.
 
     Args:
         stage: the engines.
         comparison: what to measure.
         pairs: that count, each time as often as the comparison says; one more is measured before them, while caches fill.
         say: is told each pair.
+        patience: with the neighbours, over all comparisons.
     """
     pairs *= comparison.split
     kept: list[dict[str, Mapping[str, float]]] = []
@@ -157,8 +174,11 @@ async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callabl
             raise problem
         told = str(problem) if problem is not None else ", ".join(_told(comparison, readings))
         told += f"; the neighbours took {taken:.0%}" if is_disturbed else ""
-        if problem is not None or (warm and is_disturbed and again):
+        if not is_disturbed:
+            patience.left = patience.most
+        if problem is not None or (warm and is_disturbed and again and patience.left > 0):
             again -= 1
+            patience.left -= 1
             say(f"  again: {told}")
         elif not warm:
             warm = True

@@ -13,7 +13,7 @@ import uvloop
 from bridges.errors import ConfigurationError
 from outbox.bench import report
 from outbox.bench.catalogue import chosen
-from outbox.bench.harness import Comparison, Failure, Result, Unequal, compare
+from outbox.bench.harness import Comparison, Failure, Patience, Result, Unequal, compare
 from outbox.bench.stage import Stage
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
     `Unequal` at the end, if something could not be measured.
     """
     comparisons = chosen(options.ids)
+    patience = Patience(options.pairs)
     results: list[Result] = []
     failures: list[Failure] = []
     with closing(Stage(options.scale)) as stage:
@@ -55,7 +56,7 @@ def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
             for comparison in comparisons:
                 say(f"{comparison.id}: {comparison.name}")
                 try:
-                    results.extend(await compare(stage, comparison, options.pairs, say))
+                    results.extend(await compare(stage, comparison, options.pairs, say, patience))
                 except (Unequal, TimeoutError, RuntimeError) as problem:
                     say(f"  not measured: {problem}")
                     failures.append(Failure(comparison, str(problem)))

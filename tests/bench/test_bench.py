@@ -14,7 +14,7 @@ import pytest
 from bridges.errors import ConfigurationError
 from outbox.bench import costs, report
 from outbox.bench.catalogue import COMPARISONS, chosen
-from outbox.bench.harness import Comparison, Failure, Result, Target, TooSlow, Unequal, check_equal, compare
+from outbox.bench.harness import Comparison, Failure, Patience, Result, Target, TooSlow, Unequal, check_equal, compare
 from outbox.bench.run import Options, run_bench
 from outbox.bench.stage import Stage
 
@@ -43,7 +43,7 @@ def comparison(*sides: str, target: Target, values: Mapping[str, Iterator[float]
 async def test_sides_take_turns_and_the_first_pair_is_thrown_away(stage: Stage) -> None:
     order: list[str] = []
     values = {"a": iter([1.0, 6.0, 8.0, 20.0]), "b": iter([99.0, 2.0, 2.0, 2.0])}
-    (result,) = await compare(stage, comparison("a", "b", target=Target(4), values=values, order=order), 3, lambda _: None)
+    (result,) = await compare(stage, comparison("a", "b", target=Target(4), values=values, order=order), 3, lambda _: None, Patience(2))
     assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert (result.ratios, result.median, result.spread) == ([3.0, 4.0, 10.0], 4.0, (3.0, 10.0))
     assert result.met
@@ -51,7 +51,7 @@ async def test_sides_take_turns_and_the_first_pair_is_thrown_away(stage: Stage) 
 
 async def test_one_side_is_judged_as_it_is(stage: Stage) -> None:
     one = comparison("a", target=Target(5, least=False), values={"a": iter([0.0, 4.0, 6.0, 9.0])})
-    (result,) = await compare(stage, one, 3, lambda _: None)
+    (result,) = await compare(stage, one, 3, lambda _: None, Patience(2))
     assert (result.median, result.met) == (6.0, False)
 
 
@@ -68,7 +68,7 @@ async def test_a_pair_that_the_neighbours_have_disturbed_is_measured_again(stage
         return {"rate": speed}
 
     one = Comparison("B0", "a test", ("a",), "things/s", {"rate": Target(1)}, measure)
-    (result,) = await compare(stage, one, 2, said.append)
+    (result,) = await compare(stage, one, 2, said.append, Patience(2))
     assert (result.ratios, result.disturbed, result.repeated) == ([2.0, 3.0], 1, 2)
     assert said == [
         "  warm-up: rate 0 things/s",
@@ -81,11 +81,24 @@ async def test_a_pair_that_the_neighbours_have_disturbed_is_measured_again(stage
     speeds += [4.0, None]
     taken = iter([0.0, 0.0])
     with pytest.raises(TooSlow, match="752 a second"):
-        await compare(stage, one, 2, said.append)
+        await compare(stage, one, 2, said.append, Patience(2))
     speeds += [None, None, None]
     taken = iter([0.3] * 3)
     with pytest.raises(TooSlow, match="752 a second"):
-        await compare(stage, one, 2, said.append)
+        await compare(stage, one, 2, said.append, Patience(2))
+
+
+async def test_a_machine_that_is_never_left_alone_is_not_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([*[0.3] * 7, 0.0, *[0.3] * 4])
+    monkeypatch.setattr(stage, "taken_since", lambda _: next(taken))
+    patience = Patience(2)
+
+    async def measured() -> tuple[int, int]:
+        (result,) = await compare(stage, comparison("a", target=Target(1), values={"a": iter([1.0] * 6)}), 3, lambda _: None, patience)
+        return result.repeated, result.disturbed
+
+    assert await measured() == (2, 3)
+    assert await measured() == (2, 2), "there is patience again once a pair was left alone"
 
 
 async def test_the_order_alternates_among_the_pairs_that_count(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,14 +106,14 @@ async def test_the_order_alternates_among_the_pairs_that_count(stage: Stage, mon
     monkeypatch.setattr(stage, "taken_since", lambda _: next(taken))
     order: list[str] = []
     values = {side: iter([1.0] * 6) for side in "ab"}
-    await compare(stage, comparison("a", "b", target=Target(1), values=values, order=order), 3, lambda _: None)
+    await compare(stage, comparison("a", "b", target=Target(1), values=values, order=order), 3, lambda _: None, Patience(2))
     assert "".join(order) == "baabbabaabab", "the first is thrown away, and each second of the others"
 
 
 async def test_what_is_no_speed_is_not_measured_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "taken_since", lambda _: 0.3)
     exact = replace(comparison("a", target=Target(1), values={"a": iter([1.0, 2.0, 3.0])}), timed=False)
-    (result,) = await compare(stage, exact, 2, lambda _: None)
+    (result,) = await compare(stage, exact, 2, lambda _: None, Patience(2))
     assert (result.ratios, result.disturbed, result.repeated) == ([2.0, 3.0], 0, 0)
 
 
