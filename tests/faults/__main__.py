@@ -19,6 +19,7 @@ from tests.faults import report
 from tests.faults.catalogue import chosen
 from tests.faults.checker import check, told
 from tests.faults.fleet import SINKS
+from tests.faults.invariants import quiet
 from tests.faults.sabotage import SABOTAGES
 from tests.faults.scenario import play, play_with
 
@@ -39,7 +40,8 @@ async def run(sink: str, nemeses: Sequence[Nemesis], options: argparse.Namespace
     said = (
         "every promise kept" if not violations else f"NOT KEPT: {', '.join(sorted({each.invariant for each in violations}))}; see {folder}"
     )
-    print(f"{sink}, seed {seed}: {len(history.faults)} faults, {len(history.puts):,} messages: {said}", flush=True)
+    calm = sum(1 for _ in quiet(history))
+    print(f"{sink}, seed {seed}: {len(history.faults)} faults, {len(history.puts):,} messages, {calm} quiet samples: {said}", flush=True)
     for violation in violations:
         print(told(history, violation), flush=True)
     if not violations:

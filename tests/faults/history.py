@@ -1,6 +1,6 @@
 """What a run leaves behind for the checker: what was asked for, what each broker has, what took effect, and what was seen meanwhile.
 
-Times are Unix seconds of this machine's clock, all from one machine; no verdict rests on them but those about sessions and outages.
+Times are Unix seconds of this machine's clock, all from one machine; no verdict rests on them but those about sessions, outages and looks.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Fault(NamedTuple):
     times: int = 1
     """How often something was broken meanwhile."""
     recovery: float | None = None
-    """Seconds from its healing to nine tenths of the former rate; None if that rate was never measured."""
+    """Seconds from its healing to nine tenths of the former rate; None if it was not seen to come to that before the run's end."""
 
 
 class Probe(NamedTuple):

@@ -39,8 +39,8 @@ WARM_UP = 0.2
 FEWEST_SAMPLES = 9
 """With less than three in each third, a median is one sample's chance."""
 
-CALM = 5.0
-"""Seconds after healing that are not quiet yet, where no longer recovery was measured: the backlog is being worked off."""
+CALM = 2.0
+"""Seconds after healing that are not quiet yet, where no longer recovery was measured: half of what a mixture rests."""
 
 
 class Violation(NamedTuple):
@@ -281,7 +281,7 @@ def no_restart(history: History) -> Iterator[Violation]:
 def bounded(history: History) -> Iterator[Violation]:
     """No process uses more in late quiet than in early quiet, beyond `GROWTH`."""
     processes: dict[str, list[Sample]] = defaultdict(list)
-    for sample in _quiet(history):
+    for sample in quiet(history):
         processes[sample.process].append(sample)
     for process, samples in processes.items():
         warm = samples[int(len(samples) * WARM_UP) :]
@@ -347,7 +347,7 @@ def _falling(invariant: str, places: Iterable[tuple[str, Put]]) -> Iterator[Viol
             yield Violation(invariant, text, (put.id, ahead.id), (put.key or "",))
 
 
-def _quiet(history: History) -> Iterator[Sample]:
+def quiet(history: History) -> Iterator[Sample]:
     """Return the samples that no fault touches, by time."""
     faults = sorted(history.faults, key=attrgetter("began"), reverse=True)
     touched = float("-inf")

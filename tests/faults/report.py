@@ -30,11 +30,13 @@ class Line(NamedTuple):
     messages: int
     duplicates: int
     recovery: float | None
-    """Seconds to nine tenths of the former rate, the median; None if that rate was never measured."""
+    """Seconds to nine tenths of the former rate, the median of those that came to it; None if none did."""
     verdict: str
+    unrecovered: int = 0
+    """How many were not seen to come to it before their run's end."""
 
 
-HEADINGS = ("fault", "sink", "runs", "messages", "duplicates", "recovery, s", "verdict")
+HEADINGS = ("fault", "sink", "runs", "messages", "duplicates", "recovery", "verdict")
 
 
 def lines(runs: Sequence[tuple[History, Sequence[Violation]]]) -> Iterator[Line]:
@@ -55,6 +57,7 @@ def lines(runs: Sequence[tuple[History, Sequence[Violation]]]) -> Iterator[Line]
             sum(duplicates(history) for history, _ in those),
             statistics.median(seconds) if seconds else None,
             ", ".join(found) or KEPT,
+            len(faults) - len(seconds),
         )
 
 
@@ -106,8 +109,13 @@ def as_matrix(reports: Sequence[tuple[Mapping[str, str], Sequence[Line]]]) -> st
 def _cell(line: Line | None) -> str:
     if line is None:
         return ""
-    recovery = "" if line.recovery is None else f", {line.recovery:.1f} s"
+    recovery = f", {_recovery(line)}" if _recovery(line) else ""
     return f"{line.runs}{recovery}{'' if line.verdict == KEPT else f', {line.verdict}'}"
+
+
+def _recovery(line: Line) -> str:
+    seconds = [] if line.recovery is None else [f"{line.recovery:.1f} s"]
+    return ", ".join(seconds + ([f"{line.unrecovered} not seen"] if line.unrecovered else []))
 
 
 def read(file: Path) -> tuple[dict[str, str], list[Line]]:
@@ -117,8 +125,7 @@ def read(file: Path) -> tuple[dict[str, str], list[Line]]:
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    recovery = "" if line.recovery is None else f"{line.recovery:.1f}"
-    return (line.fault, line.sink, str(line.runs), f"{line.messages:,}", f"{line.duplicates:,}", recovery, line.verdict)
+    return (line.fault, line.sink, str(line.runs), f"{line.messages:,}", f"{line.duplicates:,}", _recovery(line), line.verdict)
 
 
 if __name__ == "__main__":

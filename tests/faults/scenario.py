@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
@@ -15,9 +15,10 @@ from tests.engines.command import COMMAND
 from tests.engines.deadline import eventually
 from tests.faults.catalogue import chosen
 from tests.faults.fleet import fleet, metric
-from tests.faults.history import Audit, Death, Effect, Ended, Fault, History, Probe, Settled
+from tests.faults.history import Death, Effect, Ended, Fault, History, Probe, Settled
 from tests.faults.nemeses import last
 from tests.faults.sabotage import SABOTAGES
+from tests.faults.watched import Count, Look, audits, with_recovery
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tests.faults.nemeses import Nemesis
 
 WARM_UP: Final = 4.0
-"""Seconds without a fault before the first: for the rate that a recovery is compared with, and for the first sample."""
+"""Seconds without a fault before the first: for the rate that a recovery is compared with, in the later half, and for the first sample."""
 QUIET: Final = 0.25
 """The share of a mixture in which nothing is done to anybody."""
 DRAIN: Final = 60.0
@@ -40,27 +41,14 @@ _LOOK_EVERY: Final = 0.25
 _AUDIT_EVERY: Final = 3.0
 
 
-class _Count(NamedTuple):
-    at: float
-    effects: int
-
-
-class _Look(NamedTuple):
-    """At the outbox: what was committed before it began is in it, or was stored before it ended."""
-
-    began: float
-    ended: float
-    left: frozenset[UUID]
-
-
 class Watch:
     """What is seen from outside while a run goes on: effects, the pumps' sessions, what the outbox still has."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self.counts: list[_Count] = []
+        self.counts: list[Count] = []
         self.ended: list[Ended] = []
-        self.looks: list[_Look] = []
+        self.looks: list[Look] = []
         self.samples: list[Sample] = []
         self._sessions: set[str] = set()
 
@@ -77,7 +65,7 @@ class Watch:
     async def _look(self, connection: psycopg.AsyncConnection[Any]) -> None:
         cursor = await connection.execute("SELECT count(*) FROM effects")
         ((effects,),) = await cursor.fetchall()
-        self.counts.append(_Count(time.time(), effects))
+        self.counts.append(Count(time.time(), effects))
         cursor = await connection.execute("SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE application_name = 'outboxd'")
         sessions = {session for (session,) in await cursor.fetchall()}
         self.ended += [Ended(time.time(), session) for session in self._sessions - sessions]
@@ -86,29 +74,7 @@ class Watch:
             self.samples += await self._fleet.samples(connection)
             began = time.time()
             left = frozenset(await _ids(connection, ("messages", "held", "deferred", "dead")))
-            self.looks.append(_Look(began, time.time(), left))
-
-    def rate(self, began: float, ended: float) -> float | None:
-        """Return effects a second between two times; None if nobody saw."""
-        seen = [count for count in self.counts if began <= count.at <= ended]
-        if len(seen) < 2 or seen[-1].at == seen[0].at:
-            return None
-        return (seen[-1].effects - seen[0].effects) / (seen[-1].at - seen[0].at)
-
-    def recovery(self, fault: Fault, first: Fault) -> float | None:
-        """Return the seconds from a fault's end to nine tenths of the former rate; None if that never came again.
-
-        That is the rate before it, and not more than before the first: what an earlier fault has left is worked off faster than the
-        writers write, and no recovery can come to that.
-        """
-        rates = [self.rate(each.began - WARM_UP, each.began) for each in (fault, first)]
-        former = min((rate for rate in rates if rate is not None), default=None)
-        if former is None:
-            return None
-        for count in self.counts:
-            if count.at > fault.healed and (rate := self.rate(count.at - 1.0, count.at)) is not None and rate >= 0.9 * former:
-                return count.at - fault.healed
-        return None
+            self.looks.append(Look(began, time.time(), left))
 
 
 async def play(
@@ -256,11 +222,8 @@ async def _collect(ours: Fleet, watch: Watch, history: History) -> None:
         history.left = await _ids(connection, ("messages", "held", "deferred"))
         cursor = await connection.execute("SELECT at, session, ids FROM settled")
         history.settled = [Settled(at, session, frozenset(ids)) for at, session, ids in await cursor.fetchall()]
-    copies = sorted(history.copies, key=lambda copy: copy.at)
-    for look in watch.looks:
-        stored = frozenset(copy.id for copy in copies if copy.at <= look.ended)
-        history.audits.append(Audit(look.began, look.left, stored))
-    history.faults = [fault._replace(recovery=watch.recovery(fault, history.faults[0])) for fault in history.faults]
+    history.audits = audits(watch.looks, history.copies)
+    history.faults = with_recovery(history.faults, watch.counts, warm=WARM_UP / 2)  # by then the writer has begun
     history.logs = {member.name: member.log.read_text(errors="replace") for member in (ours.writer, *ours.daemons) if member.log.exists()}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.faults.report import KEPT, Line, as_matrix, read, write
+from tests.faults.history import Fault, History
+from tests.faults.report import KEPT, Line, as_matrix, as_text, lines, read, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,3 +30,12 @@ def test_reports_of_several_sinks_make_one_table(tmp_path: Path) -> None:
         "| freeze kafka |  | 2 |",
         "| kill pump | 5, 0.5 s, no loss, key order | 7, 1.2 s |",
     ]
+
+
+def test_a_faults_recovery_is_the_median_of_those_that_came_to_it_and_the_others_are_counted() -> None:
+    first = History("kafka", 1, faults=[Fault("kill pump", 1, 2, recovery=seconds) for seconds in (0.2, 9.0, None)])
+    second = History("kafka", 2, faults=[Fault("kill pump", 1, 2, recovery=0.4), Fault("SIGTERM twice", 3, 4)])
+    kill, term = lines([(first, []), (second, [])])
+    assert (kill.runs, kill.recovery, kill.unrecovered) == (4, 0.4, 1)
+    assert (term.runs, term.recovery, term.unrecovered) == (1, None, 1)
+    assert "0.4 s, 1 not seen" in as_text([kill])

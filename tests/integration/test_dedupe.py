@@ -34,6 +34,13 @@ async def pool(database: str, connection: psycopg.AsyncConnection) -> AsyncItera
         yield pool
 
 
+@pytest.fixture
+async def single(pool: AsyncConnectionPool, database: str) -> AsyncIterator[AsyncConnectionPool]:
+    """A pool of one connection, for what happens to that one."""
+    async with AsyncConnectionPool(database, min_size=1, max_size=1, open=False, timeout=5) as single:
+        yield single
+
+
 async def apply(message: Message, connection: psycopg.AsyncConnection[Any]) -> None:
     await connection.execute("INSERT INTO effects (id, payload) VALUES (%s, %s)", (message.id, message.payload.decode()))
 
@@ -174,17 +181,17 @@ async def test_a_lost_connection_releases_and_counts_nothing(pool: AsyncConnecti
 
 
 async def test_a_connection_that_was_lost_before_releases_and_counts_nothing(
-    pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+    single: AsyncConnectionPool, connection: psycopg.AsyncConnection
 ) -> None:
     """Then the transaction has not even begun."""
-    async with pool.connection() as conn:
+    async with single.connection() as conn:
         pid = conn.info.backend_pid
     await connection.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
     message = made("m")
-    (outcome,) = await sink(pool).publish([message])
+    (outcome,) = await sink(single).publish([message])
     assert isinstance(outcome, Released)
     assert outcome.reason is Reason.UNAVAILABLE
-    assert await sink(pool).publish([message]) == [Published()]
+    assert await sink(single).publish([message]) == [Published()]
     assert await effects(connection) == ["m"]
 
 
@@ -271,14 +278,14 @@ async def test_a_statement_of_a_handler_ends_with_the_handlers_time(pool: AsyncC
 
 
 async def test_a_database_that_is_read_only_for_a_while_is_away_and_no_message_is_to_blame(
-    database: str, pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
+    single: AsyncConnectionPool, connection: psycopg.AsyncConnection
 ) -> None:
     """The fault suite found two good messages dead: their attempts were over while it was read-only, and it was not when they were buried.
 
     So there is no attempt, and no session that stays with a server that takes no writes.
     """
     message = made("m")
-    async with AsyncConnectionPool(database, min_size=1, max_size=1, open=False) as single, asyncio.timeout(20):
+    async with asyncio.timeout(20):
         async with single.connection() as fenced:
             await fenced.execute("SET default_transaction_read_only = on")
         handlers = HandlerSink(single, apply, consumer="c", retry=Backoff(first=3600, cap=3600, max_attempts=2))
