@@ -109,7 +109,7 @@ async def recording(
     and before which the message was made: by its id if that is a UUIDv7, else by ``created_at``. A message that has neither cannot be
     judged: a duplicate of it that arrives after its row was deleted has a second effect.
 
-    Raises psycopg's errors, and `ReadOnlyDatabase`.
+    Raises psycopg's errors, and `ReadOnlyDatabase`, which closes the connection.
     """
     births = {message.id: birth_of(message) for message in messages}
     about = (consumer, list(births))

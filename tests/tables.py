@@ -1,6 +1,6 @@
-"""Puts a table that was generated, or several, between two marks in the README.
+"""Puts a table that was generated between its two marks in the README.
 
-python -m tests.tables bench .bench/bench.md [...]
+python -m tests.tables bench .bench/bench.md
 """
 
 from __future__ import annotations
@@ -25,13 +25,9 @@ def put(text: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-    name, *files = sys.argv[1:]
-    tables = [f"Measured on {_date(file):%Y-%m-%d} with {file.read_text()}" for file in map(Path, files)]
-    README.write_text(put(README.read_text(), name, "\n".join(tables)))
-
-
-def _date(file: Path) -> datetime:
-    return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    name, file = sys.argv[1:]
+    table = Path(file).read_text()
+    README.write_text(put(README.read_text(), name, f"Measured on {datetime.now(UTC):%Y-%m-%d} with {table}"))
 
 
 if __name__ == "__main__":

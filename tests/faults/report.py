@@ -109,8 +109,7 @@ def as_matrix(reports: Sequence[tuple[Mapping[str, str], Sequence[Line]]]) -> st
 def _cell(line: Line | None) -> str:
     if line is None:
         return ""
-    recovery = f", {_recovery(line)}" if _recovery(line) else ""
-    return f"{line.runs}{recovery}{'' if line.verdict == KEPT else f', {line.verdict}'}"
+    return ", ".join(filter(None, (str(line.runs), _recovery(line), "" if line.verdict == KEPT else line.verdict)))
 
 
 def _recovery(line: Line) -> str:

@@ -104,8 +104,8 @@ async def but_some(sink: Sink, messages: Sequence[Message], outcome: Outcome) ->
 
 
 async def backwards(sink: Sink, messages: Sequence[Message]) -> Sequence[Outcome]:
-    """Publish one by one, the last first; and wait a while before, so that there is more than one the next time."""
-    await asyncio.sleep(0.5)  # in which some twenty transactions are written, at forty a second
+    """Publish one by one, the last first, and slowly: alone, a message has no order."""
+    await asyncio.sleep(0.5)  # part of the bug: twenty transactions are written meanwhile, and the next batch has more than one message
     return [(await sink.publish([message]))[0] for message in reversed(messages)][::-1]
 
 

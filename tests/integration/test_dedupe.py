@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,15 +13,11 @@ from psycopg.pq import PipelineStatus
 from psycopg_pool import AsyncConnectionPool
 
 from bridges.backoff import Backoff
-from bridges.errors import ConfigurationError, InvalidPattern
-from bridges.inprocess import Broker, InProcessSink, InProcessSource
 from bridges.message import Message, uuid7
-from bridges.ports import Outcome, Published, Reason, Released
-from dedupe import Consumer, HandlerSink, first_time
+from bridges.ports import Published, Reason, Released
+from dedupe import HandlerSink, first_time
 from tests.engines.deadline import eventually
-
-if TYPE_CHECKING:
-    from uuid import UUID
+from tests.engines.effects import EFFECTS, apply, effects, made
 
 RETRY = Backoff(first=0.01, cap=0.02, max_attempts=3)
 Handler = Callable[[Message, psycopg.AsyncConnection[Any]], Awaitable[None]]
@@ -29,7 +25,7 @@ Handler = Callable[[Message, psycopg.AsyncConnection[Any]], Awaitable[None]]
 
 @pytest.fixture
 async def pool(database: str, connection: psycopg.AsyncConnection) -> AsyncIterator[AsyncConnectionPool]:
-    await connection.execute("CREATE TABLE effects (place bigint GENERATED ALWAYS AS IDENTITY, id uuid, payload text)")
+    await connection.execute(EFFECTS)
     async with AsyncConnectionPool(database, min_size=1, max_size=10, open=False, timeout=5) as pool:
         yield pool
 
@@ -39,19 +35,6 @@ async def single(pool: AsyncConnectionPool, database: str) -> AsyncIterator[Asyn
     """A pool of one connection, for what happens to that one."""
     async with AsyncConnectionPool(database, min_size=1, max_size=1, open=False, timeout=5) as single:
         yield single
-
-
-async def apply(message: Message, connection: psycopg.AsyncConnection[Any]) -> None:
-    await connection.execute("INSERT INTO effects (id, payload) VALUES (%s, %s)", (message.id, message.payload.decode()))
-
-
-async def effects(connection: psycopg.AsyncConnection) -> list[str]:
-    cursor = await connection.execute("SELECT payload FROM effects ORDER BY place")
-    return [row[0] for row in await cursor.fetchall()]
-
-
-def made(payload: str, key: str | None = None, message_id: UUID | None = None) -> Message:
-    return Message(message_id or uuid7(), "orders.created", payload.encode(), key)
 
 
 def sink(pool: AsyncConnectionPool, handler: Handler = apply, consumer: str = "c") -> HandlerSink:
@@ -298,27 +281,6 @@ async def test_a_database_that_is_read_only_for_a_while_is_away_and_no_message_i
     assert await effects(connection) == ["m"]
 
 
-async def test_a_consumer_asks_for_a_server_that_takes_writes(
-    pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection, caplog: pytest.LogCaptureFixture
-) -> None:
-    alter = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only TO {}', current_database()); END $$"
-    await connection.execute(alter.format("on"))
-    consumer = Consumer("billing", dsn=database)
-    consumer.handler(">")(apply)
-    broker = Broker()
-    running = asyncio.create_task(consumer.run(InProcessSource(broker, ">", group="billing")))
-
-    async def refused() -> bool:
-        return "session is read-only" in caplog.text
-
-    await eventually(refused)
-    await connection.execute(alter.format("off"))
-    assert await asyncio.wait_for(InProcessSink(broker).publish([made("m")]), 20) == [Published()]
-    assert await effects(connection) == ["m"]
-    consumer.stop()
-    await asyncio.wait_for(running, 20)
-
-
 async def test_a_handler_that_makes_its_own_transaction_read_only_has_failed(
     pool: AsyncConnectionPool, connection: psycopg.AsyncConnection
 ) -> None:
@@ -356,84 +318,6 @@ async def test_stopping_releases_what_waits_for_another_attempt(pool: AsyncConne
     (outcome,) = await asyncio.wait_for(publishing, 10)
     assert isinstance(outcome, Released)
     assert outcome.reason is Reason.STOPPING
-
-
-async def run_consumer(consumer: Consumer, broker: Broker, dsn: str, messages: list[Message]) -> list[Outcome]:
-    source = InProcessSource(broker, *consumer.patterns, group=consumer.name)
-    running = asyncio.create_task(consumer.run(source, dsn=dsn))
-    outcomes = await InProcessSink(broker).publish(messages)
-    consumer.stop()
-    await asyncio.wait_for(running, 20)
-    source.close()
-    return list(outcomes)
-
-
-async def test_a_consumer_dispatches_by_topic(pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection) -> None:
-    consumer = Consumer("billing")
-
-    @consumer.handler("orders.created")
-    async def created(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
-        await apply(message._replace(payload=b"created " + message.payload), conn)
-
-    @consumer.handler("orders.*", "refunds.>")
-    async def other(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
-        await apply(message._replace(payload=b"other " + message.payload), conn)
-
-    assert consumer.patterns == ["orders.created", "orders.*", "refunds.>"]
-    topics = ["orders.created", "orders.paid", "refunds.a.b"]
-    messages = [Message(uuid7(), topic, b"x", "k") for topic in topics]
-    assert await run_consumer(consumer, Broker(), database, messages) == [Published()] * 3
-    assert await effects(connection) == ["created x", "other x", "other x"]
-
-
-async def test_a_consumer_stops_gracefully(pool: AsyncConnectionPool, database: str, connection: psycopg.AsyncConnection) -> None:
-    """What is being handled when it is told to stop is finished, committed and acknowledged."""
-    consumer = Consumer("billing")
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    @consumer.handler(">")
-    async def slow(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
-        begun.set()
-        await go_on.wait()
-        await apply(message, conn)
-
-    broker = Broker()
-    source = InProcessSource(broker, ">", group="billing")
-    running = asyncio.create_task(consumer.run(source, dsn=database))
-    publishing = asyncio.create_task(InProcessSink(broker).publish([made("m")]))
-    await begun.wait()
-    consumer.stop()
-    consumer.stop()
-    go_on.set()
-    await asyncio.wait_for(running, 20)
-    assert await publishing == [Published()]
-    assert await effects(connection) == ["m"]
-
-
-async def test_a_consumer_that_was_stopped_before_it_ran_ends_at_once(database: str) -> None:
-    consumer = Consumer("billing", dsn=database)
-    consumer.handler(">")(apply)
-    consumer.stop()
-    await asyncio.wait_for(consumer.run(InProcessSource(Broker())), 20)
-
-
-def test_mistakes_are_named() -> None:
-    with pytest.raises(ConfigurationError, match="consumer"):
-        Consumer("")
-    with pytest.raises(ConfigurationError, match="concurrency: 0"):
-        Consumer("c", concurrency=0)
-    with pytest.raises(InvalidPattern, match="'>'"):
-        Consumer("c").handler("a.>.b")
-    with pytest.raises(ConfigurationError, match="pattern"):
-        Consumer("c").handler()
-
-
-async def test_a_consumer_without_a_database_or_a_handler_is_refused() -> None:
-    consumer = Consumer("c")
-    with pytest.raises(ConfigurationError, match="dsn"):
-        await consumer.run(InProcessSource(Broker()))
-    with pytest.raises(ConfigurationError, match="no handler"):
-        await consumer.run(InProcessSource(Broker()), dsn="postgresql://nowhere")
 
 
 async def test_processed_ids_wait_for_the_other_transaction(database: str, connection: psycopg.AsyncConnection) -> None:
@@ -484,7 +368,7 @@ async def test_a_foreign_message_that_postgres_cannot_store_as_it_is_can_be_give
 
 
 async def test_guilty_messages_in_every_lane_do_not_exhaust_the_pool(database: str, connection: psycopg.AsyncConnection) -> None:
-    await connection.execute("CREATE TABLE effects (place bigint GENERATED ALWAYS AS IDENTITY, id uuid, payload text)")
+    await connection.execute(EFFECTS)
 
     async def flaky(message: Message, conn: psycopg.AsyncConnection[Any]) -> None:
         await conn.execute("SELECT pg_sleep(0.05)")
