@@ -30,10 +30,12 @@ faults: $(READY)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINK),--sink $(SINK)) $(FAULTS)
 	$(if $(README),$(BIN)/python -m tests.faults.report .faults/faults.json > .faults/matrix.md && $(BIN)/python -m tests.tables faults .faults/matrix.md)
 
-# make bench IDS="B1 B4": each claim about speed beside its limit, and a table of what came of it in .bench; README=1 puts it there.
+# make bench IDS="B1 B4": each claim about speed beside its limit, and a table of what came of it in .bench; README=1 puts it there, also
+# where something could not be measured, which fails nevertheless.
 bench: $(READY)
-	$(BIN)/outboxd bench $(IDS) --to .bench
-	$(if $(README),$(BIN)/python -m tests.tables bench .bench/bench.md)
+	@rm -f .bench/bench.md
+	$(BIN)/outboxd bench $(IDS) --to .bench; code=$$?; \
+	  $(if $(README),test ! -f .bench/bench.md || $(BIN)/python -m tests.tables bench .bench/bench.md || exit;) exit $$code
 
 check: $(READY)
 	$(BIN)/ruff format --check .

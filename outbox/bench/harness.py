@@ -174,7 +174,7 @@ async def compare(stage: Stage, comparison: Comparison, pairs: int, say: Callabl
             raise problem
         told = str(problem) if problem is not None else ", ".join(_told(comparison, readings))
         told += f"; the neighbours took {taken:.0%}" if is_disturbed else ""
-        if not is_disturbed:
+        if taken <= DISTURBED:
             patience.left = patience.most
         if problem is not None or (warm and is_disturbed and again and patience.left > 0):
             again -= 1

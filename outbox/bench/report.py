@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -56,13 +55,16 @@ def as_json(results: Sequence[Result], failures: Sequence[Failure], about: Mappi
     }
 
 
-def write(results: Sequence[Result], failures: Sequence[Failure], about: Mapping[str, str], folder: Path) -> None:
-    """Write ``bench.md``, ``bench.json`` and, where matplotlib is installed, ``bench.png``."""
+def write(results: Sequence[Result], failures: Sequence[Failure], about: Mapping[str, str], folder: Path) -> str:
+    """Write ``bench.md``, ``bench.json`` and, where matplotlib is installed, ``bench.png``; return what is to be told of it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.md").write_text(as_markdown(results, failures, about))
     (folder / "bench.json").write_text(json.dumps(as_json(results, failures, about), indent=2) + "\n")
-    with suppress(ImportError):
+    try:
         draw(results, about, folder / "bench.png")
+    except ImportError as missing:
+        return f"written to {folder}, without a chart: {missing}"
+    return f"written to {folder}"
 
 
 def draw(results: Sequence[Result], about: Mapping[str, str], file: Path) -> None:

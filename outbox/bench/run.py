@@ -70,7 +70,7 @@ def run_bench(options: Options, say: Callable[[str], object]) -> list[Result]:
             if results:
                 say(report.as_text(results))
                 if options.to is not None:
-                    report.write(results, failures, about, options.to)
+                    say(report.write(results, failures, about, options.to))
     if failures:
         raise Unequal("; ".join(f"{failure.comparison.id}: {failure.why}" for failure in failures))
     return results

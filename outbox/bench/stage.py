@@ -6,8 +6,9 @@ import asyncio
 import os
 import platform
 import time
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from outbox.demo.engines import PrivateKafka, PrivateNats
 from outbox.embedded import PrivatePostgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 # As large as a server for which anybody would measure; everything else is as it comes, and fsync is on.
 # Statements are counted where a benchmark asks for it, and nowhere else.
@@ -131,10 +132,11 @@ class Stage:
         """Return what stands beside every number: the machine, its disk, and the engines that were started."""
         engines = [engine.version for name in ("nats", "kafka") if (engine := self.__dict__.get(name))]
         with psycopg.connect(self.postgres.dsn) as connection:
-            version = connection.info.parameter_status("server_version")
+            postgres = connection.info.parameter_status("server_version")
         return {
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-            "engines": ", ".join([f"PostgreSQL {version}", *engines]),
+            "engines": ", ".join([f"PostgreSQL {postgres}", *engines]),
+            "clients": ", ".join(_clients()),
             "durability": "Postgres with fsync, Kafka with acks=all on one node, JetStream on files without a sync for each message",
             "fsync": f"{1000 * fsync_seconds(self.folder):.2f} ms, the median of writes of 8 KiB",
             "payload": f"{PAYLOAD} bytes",
@@ -159,6 +161,14 @@ async def fill(dsn: str, rows: int, *, key: str = "NULL") -> None:
         await connection.execute("CHECKPOINT")
 
 
+async def waiting(dsn: str) -> int:
+    """Return how many rows are in the outbox."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        row = await (await connection.execute("SELECT count(*) FROM outbox.messages")).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
 def fsync_seconds(folder: Path, turns: int = 50) -> float:
     """Return how long the disk below a folder takes to make 8 KiB durable, the median."""
     took = []
@@ -170,6 +180,12 @@ def fsync_seconds(folder: Path, turns: int = 50) -> float:
             took.append(time.perf_counter() - began)
     (folder / "fsync").unlink()
     return sorted(took)[turns // 2]
+
+
+def _clients() -> Iterator[str]:
+    for name in ("psycopg", "nats-py", "aiokafka", "faststream-outbox"):
+        with suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
 
 
 async def until(condition: Callable[[], Awaitable[bool]], *, within: float, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Where the time goes in what is slower than it is wished to be: a message alone (B3), the doorbell's trigger (B6), a consumer (B7).
+"""Where the time goes in what is slower than it is wished to be: a message alone (B3), the trigger (B6), a consumer (B7), pumps (B1, B9).
 
 python -m tests.bench.steps [--messages 500]
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import time
 from collections import defaultdict
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -21,18 +22,22 @@ import uvloop
 from bridges.bridge import Bridge
 from outbox.batch import OutboxBatch
 from outbox.bench.consumers import effects
-from outbox.bench.drains import stream
-from outbox.bench.stage import PAYLOAD, Stage, until
+from outbox.bench.costs import cpu_seconds
+from outbox.bench.daemons import daemon
+from outbox.bench.drains import ZIPF, stream
+from outbox.bench.stage import FILL, PAYLOAD, Stage, until
 from outbox.bench.writers import BARE
 from outbox.source import OutboxSource
+from tests.contracts.outages import family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 PUT = f"INSERT INTO {{}} (topic, key, payload) VALUES ('bench.steps', 'k', decode(repeat('78', {PAYLOAD}), 'hex'))"
 ASLEEP = "SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND database = "
 ASLEEP += "(SELECT oid FROM pg_database WHERE datname = current_database())"
 EMPTY = "CREATE FUNCTION public.nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
+# Of the database that was measured, which is dropped by now; the suite's own are there.
 SPENT = "SELECT sum(total_exec_time)::float8 FROM pg_stat_statements WHERE dbid NOT IN (SELECT oid FROM pg_database)"
 
 
@@ -131,11 +136,37 @@ async def consumer(stage: Stage) -> None:
         print(f"  {side:24} {1000 / rate:6.2f}, of it Python {1000 * python / rows:.2f} and the server's statements {spent / rows:.2f}")
 
 
+async def pumps(stage: Stage) -> None:
+    """Daemons that drain skewed keys: what each row takes of whose processor time."""
+    rows = stage.rows(100_000)
+    print("daemons that drain, processor time of each row, us:")
+    for number in (1, 3, 1, 3):
+        async with stage.database() as dsn, stream(stage, allow_atomic=True) as (_, stored), AsyncExitStack() as stack:
+            daemons = [await stack.enter_async_context(daemon(stage, dsn, f"pump-{place}")) for place in range(number)]
+
+            def spent(daemons: Sequence[int] = daemons) -> dict[str, float]:
+                of = {"the daemons": daemons, "Postgres": family(stage.postgres.pid), "nats-server": [stage.nats.pid]}
+                return {name: sum(map(cpu_seconds, pids)) for name, pids in of.items()}
+
+            async def all_stored(stored: Callable[[], Awaitable[int]] = stored) -> bool:
+                return await stored() >= rows
+
+            async with await psycopg.AsyncConnection.connect(dsn) as connection:
+                await connection.execute(FILL.format(key=ZIPF), (rows,))
+                before, began = spent(), time.perf_counter()
+                await connection.commit()
+                await until(all_stored, within=120, what="the queue to be drained")
+                took, after = time.perf_counter() - began, spent()
+        each = ", ".join(f"{name} {1e6 * (after[name] - value) / rows:.1f}" for name, value in before.items())
+        print(f"  {number} at {rows / took:6,.0f} rows/s: {each}; the machine has {1e6 * took * (os.cpu_count() or 1) / rows:.1f}")
+
+
 async def measure(messages: int) -> None:
     with closing(Stage()) as stage:
         await message_alone(stage, messages)
         await trigger(stage, messages)
         await consumer(stage)
+        await pumps(stage)
 
 
 def main() -> None:

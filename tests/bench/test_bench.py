@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridges.errors import ConfigurationError
-from outbox.bench import costs, report
+from outbox.bench import costs, drains, report
 from outbox.bench.catalogue import COMPARISONS, chosen
 from outbox.bench.harness import Comparison, Failure, Patience, Result, Target, TooSlow, Unequal, check_equal, compare
 from outbox.bench.run import Options, run_bench
@@ -99,6 +99,10 @@ async def test_a_machine_that_is_never_left_alone_is_not_waited_for(stage: Stage
 
     assert await measured() == (2, 3)
     assert await measured() == (2, 2), "there is patience again once a pair was left alone"
+    taken = iter([0.3] * 8)
+    untimed = replace(comparison("a", target=Target(1), values={"a": iter([1.0] * 4)}), timed=False)
+    await compare(stage, untimed, 3, lambda _: None, patience)
+    assert await measured() == (0, 3), "and not because something was measured that is no speed"
 
 
 async def test_the_order_alternates_among_the_pairs_that_count(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +146,7 @@ def test_the_report_says_everything_in_each_of_its_forms(tmp_path: Path) -> None
         for figure in each.targets
     ]
     about = {"outboxd": "1", "engines": "PostgreSQL 18"}
-    report.write(results, [Failure(COMPARISONS[0], "no room")], about, tmp_path)
+    assert report.write(results, [Failure(COMPARISONS[0], "no room")], about, tmp_path) == f"written to {tmp_path}"
     table = (tmp_path / "bench.md").read_text()
     assert len(table.splitlines()) == len(results) + 6
     assert table.endswith("beside the same client from memory: not measured: no room\n")
@@ -152,6 +156,13 @@ def test_the_report_says_everything_in_each_of_its_forms(tmp_path: Path) -> None
         "memory": [2500.0, 2000.0],
     }
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_a_chart_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = report.write([], [], {"outboxd": "1", "engines": "PostgreSQL 18"}, tmp_path)
+    assert said.startswith(f"written to {tmp_path}, without a chart: ")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["bench.json", "bench.md"]
 
 
 def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -172,6 +183,11 @@ def test_a_missing_engine_is_named_and_nothing_is_measured(tmp_path: Path) -> No
     assert done.stderr.startswith("outboxd: B1: no NATS: give its servers, or put nats-server 2.11+ on the PATH")
 
 
+@pytest.mark.parametrize("side", ["long", "short"])
+async def test_a_queue_is_drained_to_its_end(stage: Stage, side: str) -> None:
+    assert (await drains.by_backlog(stage, side))["rate"] > 0
+
+
 async def test_what_a_drain_costs_the_server_is_exact(stage: Stage) -> None:
     """B8: bytes of WAL, dead rows, statements and transactions do not depend on the machine."""
     spent = await costs.per_message(stage, "outboxd")
@@ -186,8 +202,8 @@ def test_a_run_measures_what_it_was_asked_for(tmp_path: Path) -> None:
     assert [len(result.ratios) for result in results] == [1, 1]
     about = json.loads((tmp_path / "bench.json").read_text())["about"]
     assert about["scale"].endswith("no measurement")
-    assert set(about) >= {"outboxd", "machine", "engines", "durability", "fsync", "payload", "pairs"}
-    assert said[-1] == report.as_text(results)
+    assert set(about) >= {"outboxd", "machine", "engines", "clients", "durability", "fsync", "payload", "pairs"}
+    assert said[-2:] == [report.as_text(results), f"written to {tmp_path}"]
 
 
 def test_what_cannot_be_measured_is_told_and_the_others_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import subprocess
 import urllib.error
 import urllib.request
@@ -76,5 +77,5 @@ def ask(port: int, path: str) -> tuple[int, str]:
     except urllib.error.HTTPError as problem:
         with problem:
             return problem.code, problem.read().decode()
-    except OSError:
+    except (OSError, http.client.HTTPException):  # the latter if it is killed in the middle of its answer
         return 0, ""

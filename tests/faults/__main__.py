@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from tests.faults import report
 from tests.faults.catalogue import chosen
 from tests.faults.checker import check, told
 from tests.faults.fleet import SINKS
-from tests.faults.invariants import quiet
+from tests.faults.invariants import FEWEST_SAMPLES, warmed_up
 from tests.faults.sabotage import SABOTAGES
 from tests.faults.scenario import play, play_with
 
@@ -36,17 +37,34 @@ async def run(sink: str, nemeses: Sequence[Nemesis], options: argparse.Namespace
     folder = Path(tempfile.mkdtemp(prefix=f"outboxd-faults-{sink}-"))
     seconds = None if options.each else options.seconds
     history = await play(sink, folder, nemeses, seed=seed, seconds=seconds, pumps=options.pumps, rate=options.rate)
+    history.again = f"python -m tests.faults --sink {sink} --seed {seed}{_again(options)}"
     violations = check(history)
     said = (
         "every promise kept" if not violations else f"NOT KEPT: {', '.join(sorted({each.invariant for each in violations}))}; see {folder}"
     )
-    calm = sum(1 for _ in quiet(history))
-    print(f"{sink}, seed {seed}: {len(history.faults)} faults, {len(history.puts):,} messages, {calm} quiet samples: {said}", flush=True)
+    print(f"{sink}, seed {seed}: {len(history.faults)} faults, {len(history.puts):,} messages: {said}{_unjudged(history)}", flush=True)
     for violation in violations:
         print(told(history, violation), flush=True)
     if not violations:
         shutil.rmtree(folder)
     return history, violations
+
+
+def _again(options: argparse.Namespace) -> str:
+    """Return what a run is repeated with, beside its sink and its seed."""
+    said: str = f" --seconds {options.seconds:g} --rate {options.rate:g}" + (f" --pumps {options.pumps}" if options.pumps else "")
+    said += " --each" * options.each + " --disks" * options.disks
+    return said + "".join(f" --only {shlex.quote(name)}" for name in options.only)
+
+
+def _unjudged(history: History) -> str:
+    """Say what a run was too short, or too broken, to judge."""
+    few = sorted(name for name, samples in warmed_up(history).items() if len(samples) < FEWEST_SAMPLES)
+    done = {fault.nemesis for fault in history.faults}
+    left = [name for name in history.nemeses if name not in done]
+    return (f"; too few quiet samples to judge what these use: {', '.join(few)}" if few else "") + (
+        f"; not come to: {', '.join(left)}" if left else ""
+    )
 
 
 async def is_caught(name: str) -> bool:
@@ -82,7 +100,7 @@ def main() -> int:
         return int(bool(missed))
     runs: list[tuple[History, list[Violation]]] = []
     try:
-        plans = [(sink, chosen(options.only, sink, slow=True)) for sink in options.sink or SINKS]
+        plans = [(sink, chosen(options.only, sink)) for sink in options.sink or SINKS]
     except ConfigurationError as problem:
         sys.stderr.write(f"faults: {problem}\n")
         return 2
@@ -95,6 +113,7 @@ def main() -> int:
         "outboxd": version("outboxd"),
         "seconds": f"{options.seconds:g}",
         "seeds": f"{options.seed} to {options.seed + options.runs - 1}",
+        "disks": "that are filled" if options.disks else "as they are",
     }
     report.write(table, about, options.to)
     return int(any(violations for _, violations in runs))

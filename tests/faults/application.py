@@ -28,27 +28,42 @@ if TYPE_CHECKING:
 TABLES: Final[LiteralString] = """
 CREATE TABLE ledger (key text PRIMARY KEY, number integer NOT NULL DEFAULT 0);
 CREATE TABLE effects (place bigint GENERATED ALWAYS AS IDENTITY, id uuid, key text, number integer, digest text);
-CREATE TABLE settled (at double precision, session text, ids uuid[]);
+CREATE TABLE settled (at double precision, session text, ids uuid[], unowned uuid[]);
+-- A lane is owned by the transaction that has locked its row, whose id is the row's xmax.
 CREATE FUNCTION note_settled() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    INSERT INTO public.settled SELECT extract(epoch FROM clock_timestamp()), pid || ' ' || backend_start, ids
-    FROM (SELECT array_agg(id) AS ids FROM gone) AS gone, pg_stat_get_activity(pg_backend_pid()) WHERE ids IS NOT NULL;
+    INSERT INTO public.settled
+    SELECT extract(epoch FROM clock_timestamp()), pid || ' ' || backend_start, ids, coalesce(unowned, '{}')
+    FROM (SELECT array_agg(id) AS ids, array_agg(id) FILTER (WHERE lanes.xmax <> pg_current_xact_id()::xid) AS unowned
+          FROM gone JOIN outbox.lanes USING (lane)) AS gone, pg_stat_get_activity(pg_backend_pid()) WHERE ids IS NOT NULL;
     RETURN NULL;
 END $$;
 CREATE TRIGGER note_settled AFTER DELETE ON outbox.messages REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION note_settled();
+CREATE TRIGGER note_settled AFTER DELETE ON outbox.deferred REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION note_settled();
+CREATE TRIGGER note_settled AFTER DELETE ON outbox.held REFERENCING OLD TABLE AS gone
     FOR EACH STATEMENT EXECUTE FUNCTION note_settled();
 """
 
 DELIVERIES: Final = "OUTBOXD_TEST_DELIVERIES"
 """A file to which the consumer adds what it is delivered: the log of a broker that keeps none."""
 
+NOTE: Final = "note"
+"""A header of the others; what it says is not ASCII."""
+
 FLAWED: Final = "flawed"
 """A header of messages that the consumer never takes."""
 
 
-def digest(payload: bytes) -> str:
-    """Return what tells payloads apart."""
-    return hashlib.sha256(payload).hexdigest()[:16]
+def digest(topic: str, payload: bytes, note: str | None) -> str:
+    """Return what tells messages apart by what the application has put in them, their keys aside."""
+    return hashlib.sha256(json.dumps([topic, note]).encode() + payload).hexdigest()[:16]
+
+
+def digest_of(message: Message) -> str:
+    """Return the digest of a message as a consumer gets it."""
+    return digest(message.topic, message.payload, message.headers.get(NOTE))
 
 
 class Delivered:
@@ -61,7 +76,7 @@ class Delivered:
     async def publish(self, messages: Sequence[Message]) -> Sequence[Outcome]:
         for message in messages:
             at = time.clock_gettime(time.CLOCK_REALTIME)  # the machine's: a nemesis moves `time.time` of this process
-            line = json.dumps([str(message.id), message.key, digest(message.payload), at])
+            line = json.dumps([str(message.id), message.key, digest_of(message), at])
             os.write(self._file, f"{line}\n".encode())  # one write a line: the lines of several processes do not mix
         return await self._sink.publish(messages)
 
@@ -86,7 +101,7 @@ async def handle(message: Message, connection: psycopg.AsyncConnection[Any]) -> 
     number = json.loads(message.payload)["number"]
     await connection.execute(
         "INSERT INTO effects (id, key, number, digest) VALUES (%s, %s, %s, %s)",
-        (message.id, message.key, number, digest(message.payload)),
+        (message.id, message.key, number, digest_of(message)),
     )
 
 

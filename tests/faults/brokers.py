@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import unquote
 from uuid import UUID
 
 import nats
@@ -13,7 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
 from tests.conftest import make_topic
-from tests.faults.application import digest
+from tests.faults.application import NOTE, digest
 from tests.faults.history import Copy
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ class JetStream:
                     headers = each.headers or {}
                     # As if it were one log: nothing is stored between the one stream's end and the other's beginning.
                     place, stored = len(self.before) + each.metadata.sequence.stream, each.metadata.timestamp.timestamp()
-                    found.append(Copy(self.stream, place, UUID(headers["outbox-id"]), headers.get("outbox-key"), digest(each.data), stored))
+                    its = digest(each.subject, each.data, unquote(headers[NOTE]) if NOTE in headers else None)
+                    found.append(Copy(self.stream, place, UUID(headers["outbox-id"]), headers.get("outbox-key"), its, stored))
             await reader.unsubscribe()
             return found
         finally:
@@ -199,18 +201,11 @@ class Kafka:
             while any([await reader.position(place) < end for place, end in ends.items()]):
                 for place, records in (await reader.getmany(timeout_ms=200)).items():
                     for record in records:
-                        identity = UUID(dict(record.headers)["outbox-id"].decode())
+                        headers = {name: value.decode() for name, value in record.headers}
+                        identity, its = UUID(headers["outbox-id"]), digest(headers["outbox-topic"], record.value, headers.get(NOTE))
                         key = None if record.key is None else record.key.decode()
-                        found.append(
-                            Copy(
-                                f"{place.topic} {place.partition}",
-                                record.offset,
-                                identity,
-                                key,
-                                digest(record.value),
-                                record.timestamp / 1000,
-                            )
-                        )
+                        log, stored = f"{place.topic} {place.partition}", record.timestamp / 1000
+                        found.append(Copy(log, record.offset, identity, key, its, stored))
             return found
         finally:
             await reader.stop()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from tests.faults.histories import CONSUMERS, IN_FLIGHT, SECRETS, log_of
-from tests.faults.history import MARK, Audit, Copy, Death, Effect, Ended, History, Probe, Put, Settled
+from tests.faults.history import MARK, Audit, Copy, Death, Effect, History, Probe, Put, Settled, Stuck
 from tests.faults.invariants import GROWTH
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def copy_of(put: Put, place: int = 10**9) -> Copy:
 
 
 def effects_of(put: Put) -> list[Effect]:
-    return [Effect(10**9, consumer, put.id, put.key, put.number) for consumer in CONSUMERS]
+    return [Effect(10**9, consumer, put.id, put.key, put.number, put.digest) for consumer in CONSUMERS]
 
 
 def without(history: History, put: Put, *names: str) -> None:
@@ -218,6 +218,12 @@ def an_effect_saw_another_number(history: History, rng: Random) -> None:
     history.effects[index] = history.effects[index]._replace(number=10**6)
 
 
+@bug("bytes_intact")
+def a_handler_got_other_bytes(history: History, rng: Random) -> None:
+    index = rng.randrange(len(history.effects))
+    history.effects[index] = history.effects[index]._replace(digest="other")
+
+
 @bug("poison")
 def a_poison_message_is_in_a_log(history: History, rng: Random) -> None:
     history.copies.append(copy_of(pick(history, rng, rng.choice(("ok", "unknown")), poison=True)))
@@ -264,9 +270,10 @@ def a_poison_message_is_away_for_a_moment(history: History, rng: Random) -> None
 
 
 @bug("no_change_after_lost_claim")
-def a_session_settles_after_its_end(history: History, rng: Random) -> None:
-    settled = rng.choice(history.settled)
-    history.ended.append(Ended(settled.at - 0.01, settled.session))
+def a_row_is_settled_whose_lane_is_another_s(history: History, rng: Random) -> None:
+    index = rng.randrange(len(history.settled))
+    settled = history.settled[index]
+    history.settled[index] = settled._replace(unowned=frozenset(rng.sample(sorted(settled.ids), 1)))
 
 
 @bug("drained")
@@ -308,6 +315,11 @@ def a_process_does_not_end(history: History, rng: Random) -> None:
 def a_process_does_not_end_well(history: History, rng: Random) -> None:
     index = rng.randrange(len(history.exits))
     history.exits[index] = history.exits[index]._replace(code=rng.choice((1, -6)))
+
+
+@bug("no_hang")
+def a_nemesis_waits_in_vain(history: History, rng: Random) -> None:
+    history.stuck.append(Stuck(rng.choice(history.faults).began, "kill pump", "pump-1 was not ready within 40 s"))
 
 
 @bug("duplicates_bounded")

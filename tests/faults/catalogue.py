@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["NEMESES", "chosen", "network", "operators", "processes", "servers"]
 
 
-def chosen(names: Iterable[str], sink: str, *, slow: bool) -> list[Nemesis]:
+def chosen(names: Iterable[str], sink: str) -> list[Nemesis]:
     """Return the nemeses of these names, or all that may be done with a sink if there are none.
 
     Args:
         names: of nemeses.
         sink: one of `SINKS`.
-        slow: whether all of them has the slow ones among it.
 
     Raises:
         ConfigurationError: a name, or the sink, is not known, or the nemesis is not for the sink.
@@ -36,4 +35,4 @@ def chosen(names: Iterable[str], sink: str, *, slow: bool) -> list[Nemesis]:
         if name not in fit:
             msg = f"nemesis: {name!r} is not one of those for {sink}: {', '.join(sorted(fit))}"
             raise ConfigurationError(msg)
-    return [fit[name] for name in names] or [nemesis for nemesis in fit.values() if slow or not nemesis.slow]
+    return [fit[name] for name in names] or list(fit.values())

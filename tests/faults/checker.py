@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AGAIN", "INVARIANTS", "Violation", "check", "smallest", "told"]
 
-AGAIN = "make faults SEED={seed} SINK={sink}"
-"""How a run is repeated."""
+AGAIN = "python -m tests.faults --seed {seed} --sink {sink}"
+"""How a run is repeated that does not say it."""
 
 MOST = 10
 """Violations of one invariant, and messages of one violation, that are told one by one: more of a kind say nothing new."""
@@ -51,9 +51,10 @@ def check(history: History) -> list[Violation]:
 
 def told(history: History, violation: Violation) -> str:
     """Return the report: how to run it again, the smallest history that shows it, and the whole way of each message concerned."""
+    again = history.again or AGAIN.format(seed=history.seed, sink=history.sink)
     lines = [
         f"{violation.invariant}: {violation.text}",
-        f"seed {history.seed}, sink {history.sink}; to run it again: {AGAIN.format(seed=history.seed, sink=history.sink)}",
+        f"seed {history.seed}, sink {history.sink}; to run it again: {again}",
         "",
         "The smallest history that shows it:",
         *_listed(smallest(history, violation)),
@@ -85,7 +86,7 @@ def smallest(history: History, violation: Violation) -> History:
         return history
 
     part = _fewest([id_ for id_ in everything if id_ in ids], partial(_with_messages, part), shows) or part
-    for name in ("settled", "ended", "audits", "samples", "probes", "exits"):
+    for name in ("settled", "audits", "samples", "probes", "exits", "stuck"):
         part = _fewest(getattr(part, name), partial(_with_items, part, name), shows) or part
     return _fewest(list(part.logs), partial(_with_logs, part), shows) or part
 
@@ -140,7 +141,7 @@ def _only(history: History, ids: Collection[UUID]) -> History:
         deaths=[death for death in history.deaths if death.id in ids],
         left=[id_ for id_ in history.left if id_ in ids],
         settled=[
-            settled._replace(ids=settled.ids.intersection(ids))
+            settled._replace(ids=settled.ids.intersection(ids), unowned=settled.unowned.intersection(ids))
             for settled in history.settled
             if not settled.ids or not settled.ids.isdisjoint(ids)
         ],
@@ -150,7 +151,7 @@ def _only(history: History, ids: Collection[UUID]) -> History:
 
 def _listed(history: History) -> Iterator[str]:
     """Return a line for each item, ready to be pasted into a test."""
-    names = ("puts", "copies", "effects", "deaths", "left", "settled", "ended", "audits", "faults", "samples", "probes", "exits")
+    names = ("puts", "copies", "effects", "deaths", "left", "settled", "audits", "faults", "samples", "probes", "exits", "stuck")
     for name in names:
         items: list[Any] = getattr(history, name)
         if items:
@@ -168,9 +169,9 @@ def _way(history: History, id_: UUID) -> Iterator[str]:
     for put in puts:
         what = f"topic {put.topic}, key {put.key}, number {put.number}, digest {put.digest}{', poison' if put.poison else ''}"
         timed += [(put.at, f"put: {what}"), (put.ended, f"its transaction: {put.outcome}")]
-    timed += [(one.at, f"out of the outbox's queue, by the session {one.session}") for one in settled]
-    sessions = {one.session for one in settled}
-    timed += [(ended.at, f"the session {ended.session} was over") for ended in history.ended if ended.session in sessions]
+    for one in settled:
+        owner = ", whose transaction did not own its lane" if id_ in one.unowned else ""
+        timed.append((one.at, f"out of a queue of the outbox, by the session {one.session}{owner}"))
     timed += _sightings(history, id_)
     copies = sorted((copy for copy in history.copies if copy.id == id_), key=attrgetter("log", "place"))
     stored = [copy for copy in copies if copy.at][:LISTED]
@@ -189,7 +190,7 @@ def _way(history: History, id_: UUID) -> Iterator[str]:
     lines = [f"  copy in {copy.log} at {copy.place}: key {copy.key}, digest {copy.digest}" for copy in copies if not copy.at]
     yield from _some(lines, len(lines))
     effects = sorted((effect for effect in history.effects if effect.id == id_), key=attrgetter("consumer", "place"))
-    lines = [f"  effect in {effect.consumer} at {effect.place}: key {effect.key}, number {effect.number}" for effect in effects]
+    lines = [f"  effect in {one.consumer} at {one.place}: key {one.key}, number {one.number}, digest {one.digest}" for one in effects]
     yield from _some(lines, len(lines))
     yield from (f"  dead: {death.reason}" for death in history.deaths if death.id == id_)
     if id_ in history.left:

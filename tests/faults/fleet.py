@@ -129,7 +129,7 @@ class Member:
         try:
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             return pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
-        except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        except (FileNotFoundError, ProcessLookupError, NotADirectoryError, IndexError):  # a process that is about to be gone has nothing
             return 0, 0
 
 
@@ -161,11 +161,19 @@ class Fleet:
         self.others = {name: self._daemon(name, configuration, environment) for name, configuration in broker.others().items()}
         writer = (sys.executable, "-m", "tests.faults.writer", dsn.format(self.writers_way.port), str(self.diary), str(seed), str(rate))
         self.writer = Member("writer", writer, folder, environment)
+        self.waited_since: float | None = None
+        """When it was last begun to wait for daemons to be ready."""
 
     @property
     def ways(self) -> list[Proxy]:
         """All that anything goes through."""
         return [way for way in (self.postgres_way, self.writers_way, self.broker.way) if way is not None]
+
+    @property
+    def server_logs(self) -> dict[str, Path]:
+        """The logs of Postgres and of the broker's server."""
+        server = self.broker.server
+        return {"Postgres": self.postgres.log} | ({server.name: server.folder / "log"} if server is not None else {})
 
     @property
     def daemons(self) -> list[Member]:
@@ -225,6 +233,7 @@ class Fleet:
 
     async def ready(self, *members: Member, within: float = 40.0) -> None:
         """Wait until daemons say that they are ready: those given, or all."""
+        self.waited_since = time.time()
         for daemon in members or self.daemons:
 
             async def is_ready(daemon: Member = daemon) -> bool:
@@ -264,7 +273,7 @@ async def fleet(
     async with AsyncExitStack() as stack:
         servers = stack.enter_context(ExitStack())
         settings = {"max_wal_size": "64MB", "min_wal_size": "32MB"} if small_disks else {}
-        server = PrivatePostgres(durable=False, settings={"max_connections": "60", **settings})
+        server = PrivatePostgres(settings={"max_connections": "60", **settings})
         if small_disks:
             servers.enter_context(small_disk(server.data, 400))
         await asyncio.to_thread(servers.enter_context, server)

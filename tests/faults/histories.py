@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 from uuid import UUID
 
-from tests.faults.history import MARK, Audit, Copy, Death, Effect, Ended, Exit, Fault, History, Probe, Put, Sample, Settled
+from tests.faults.history import MARK, Audit, Copy, Death, Effect, Exit, Fault, History, Probe, Put, Sample, Settled
 
 CONSUMERS = ("bills", "ships")
 SECRETS = (MARK, "pass'w\\ord\twith\nzebra", "pass")
@@ -40,7 +40,6 @@ def good(seed: int, size: int = 80) -> History:
         deaths=[Death(id_, "too large") for id_ in dead],
         left=dead,
         settled=[Settled(m.settled, f"s{index // 10}", frozenset({m.put.id})) for index, m in enumerate(delivered)],
-        ended=[Ended(end, f"s{index}") for index in range(0, len(delivered) // 10 + 1, 2)],
         audits=[_audit(messages, at) for at in (end, *(message.put.ended + 0.08 for message in rng.sample(messages, 6)))],
         samples=_samples(rng, faults, end),
         faults=faults,
@@ -90,7 +89,7 @@ def _copies(rng: Random, delivered: list[Told]) -> list[Copy]:
 
 def _effects(rng: Random, delivered: list[Told]) -> list[Effect]:
     sent = sorted(delivered, key=lambda message: message.published)
-    effects = [Effect(place, name, m.put.id, m.put.key, m.put.number) for name in CONSUMERS for place, m in enumerate(sent)]
+    effects = [Effect(place, name, m.put.id, m.put.key, m.put.number, m.put.digest) for name in CONSUMERS for place, m in enumerate(sent)]
     rng.shuffle(effects)
     return effects
 

@@ -1,6 +1,6 @@
 """What a run leaves behind for the checker: what was asked for, what each broker has, what took effect, and what was seen meanwhile.
 
-Times are Unix seconds of this machine's clock, all from one machine; no verdict rests on them but those about sessions, outages and looks.
+Times are Unix seconds of this machine's clock, all from one machine; no verdict rests on them but those about outages and looks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Put(NamedTuple):
     number: int
     """Which of its key it is, from 1, drawn under a lock of the key; 0 without a key and for a scheduled message, which keep no order."""
     digest: str
-    """Of its payload."""
+    """Of its topic, its payload and its header."""
     outcome: Literal["ok", "failed", "unknown"]
     """Of its transaction: committed, rolled back, or cut off at COMMIT."""
     poison: bool = False
@@ -59,6 +59,8 @@ class Effect(NamedTuple):
     id: UUID
     key: str | None
     number: int
+    digest: str
+    """Of the message that the handler got."""
 
 
 class Death(NamedTuple):
@@ -75,13 +77,8 @@ class Settled(NamedTuple):
     session: str
     """The server process's id and its start."""
     ids: frozenset[UUID]
-
-
-class Ended(NamedTuple):
-    """A session of a pump that is known to be over."""
-
-    at: float
-    session: str
+    unowned: frozenset[UUID] = frozenset()
+    """Those whose lane was not owned by the transaction that did it: no claim of theirs was left."""
 
 
 class Audit(NamedTuple):
@@ -114,10 +111,12 @@ class Fault(NamedTuple):
     nemesis: str
     began: float
     healed: float
+    """When the harm was over. Whoever it was done to may still have to come back."""
     times: int = 1
     """How often something was broken meanwhile."""
     recovery: float | None = None
-    """Seconds from its healing to nine tenths of the former rate; None if it was not seen to come to that before the run's end."""
+    """Seconds from its healing to nine tenths of the former rate; infinite if that was not seen before the run's end, and None if nobody
+    knows the former rate."""
 
 
 class Probe(NamedTuple):
@@ -130,6 +129,14 @@ class Probe(NamedTuple):
     said: float
     so: float
     tolerance: float = 0.0
+
+
+class Stuck(NamedTuple):
+    """What a nemesis waited for in vain, or found to be wrong, after which the run was healed and ended."""
+
+    at: float
+    nemesis: str
+    why: str
 
 
 class Exit(NamedTuple):
@@ -154,12 +161,12 @@ class History:
     left: list[UUID] = field(default_factory=list)
     """In the outbox after healing and draining."""
     settled: list[Settled] = field(default_factory=list)
-    ended: list[Ended] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
+    stuck: list[Stuck] = field(default_factory=list)
     consumer_hit: bool = False
     """JetStream may have sent what the consumer never got or acknowledged: it comes again after ``ack_wait``, behind newer messages.
     From Kafka it is read again in order."""
@@ -170,5 +177,9 @@ class History:
     secrets: tuple[str, ...] = (MARK,)
     in_flight: int = 0
     """Messages that may be under way at once, over all pumps: batch, times claims, times pumps."""
+    nemeses: tuple[str, ...] = ()
+    """What was to be done in it: what a mixture did not come to is among them, and has no fault."""
+    again: str = ""
+    """The command that repeats it; that is `tests.faults.checker.AGAIN` if nothing is said."""
     consumers: tuple[str, ...] = ()
     """Which were to have an effect of each message; one that had none at all would not be known otherwise."""

@@ -192,7 +192,7 @@ def effect_order(history: History) -> Iterator[Violation]:
 
 
 def bytes_intact(history: History) -> Iterator[Violation]:
-    """Each copy has the payload and the key that were put, and each effect saw the key and the number."""
+    """Each copy has the topic, payload, header and key that were put, and each handler got them."""
     puts = Indexed.of(history).messages
     for copy in history.copies:
         put = puts.get(copy.id.int)
@@ -201,8 +201,9 @@ def bytes_intact(history: History) -> Iterator[Violation]:
             yield _of("bytes_intact", f"has {changed} in {copy.log} at {copy.place}", put)
     for effect in history.effects:
         put = puts.get(effect.id.int)
-        if put and (effect.key, effect.number) != (put.key, put.number):
-            yield _of("bytes_intact", f"had another key or number in {effect.consumer} at {effect.place}", put)
+        if put and (effect.key, effect.number, effect.digest) != (put.key, put.number, put.digest):
+            changed = "other bytes" if effect.digest != put.digest else "another key or number"
+            yield _of("bytes_intact", f"had {changed} in {effect.consumer} at {effect.place}", put)
 
 
 def poison(history: History) -> Iterator[Violation]:
@@ -250,15 +251,11 @@ def nothing_gone_early(history: History) -> Iterator[Violation]:
 
 
 def no_change_after_lost_claim(history: History) -> Iterator[Violation]:
-    """A session that is over settles nothing."""
-    over: dict[str, float] = {}
-    for ended in history.ended:
-        over[ended.session] = min(ended.at, over.get(ended.session, ended.at))
+    """What leaves the outbox's queues is taken out by the transaction that owns its lane: whoever lost a claim changes nothing."""
     for settled in history.settled:
-        late = settled.at - over.get(settled.session, settled.at)
-        if late > 0:
-            text = f"the session {settled.session} settled {len(settled.ids)} rows {late:.3f} s after its end"
-            yield Violation("no_change_after_lost_claim", text, tuple(sorted(settled.ids)))
+        if settled.unowned:
+            text = f"the session {settled.session} settled {len(settled.unowned)} rows of lanes that its transaction did not own"
+            yield Violation("no_change_after_lost_claim", text, tuple(sorted(settled.unowned)))
 
 
 def drained(history: History) -> Iterator[Violation]:
@@ -280,11 +277,7 @@ def no_restart(history: History) -> Iterator[Violation]:
 
 def bounded(history: History) -> Iterator[Violation]:
     """No process uses more in late quiet than in early quiet, beyond `GROWTH`."""
-    processes: dict[str, list[Sample]] = defaultdict(list)
-    for sample in quiet(history):
-        processes[sample.process].append(sample)
-    for process, samples in processes.items():
-        warm = samples[int(len(samples) * WARM_UP) :]
+    for process, warm in warmed_up(history).items():
         if len(warm) < FEWEST_SAMPLES:
             continue
         third = len(warm) // 3
@@ -295,7 +288,9 @@ def bounded(history: History) -> Iterator[Violation]:
 
 
 def no_hang(history: History) -> Iterator[Violation]:
-    """What is asked to stop ends in time, and well."""
+    """What is asked to stop ends in time, and well; and what a nemesis waits for when it has done its harm comes."""
+    for stuck in history.stuck:
+        yield Violation("no_hang", f"{stuck.nemesis}: {stuck.why}")
     for ended in history.exits:
         if ended.code is None:
             yield Violation("no_hang", f"{ended.process} was asked to stop, and had not after {ended.seconds:.1f} s")
@@ -357,6 +352,14 @@ def quiet(history: History) -> Iterator[Sample]:
             touched = max(touched, fault.healed + max(CALM, fault.recovery or 0.0))
         if sample.at > touched:
             yield sample
+
+
+def warmed_up(history: History) -> dict[str, list[Sample]]:
+    """Return the quiet samples of each process that count; it is judged if they are `FEWEST_SAMPLES` or more."""
+    processes: dict[str, list[Sample]] = defaultdict(list)
+    for sample in quiet(history):
+        processes[sample.process].append(sample)
+    return {process: samples[int(len(samples) * WARM_UP) :] for process, samples in processes.items()}
 
 
 def _lines_with(secret: str, text: str) -> Iterator[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 KEPT = "kept"
+NOT_RUN = "not run"
+"""Of what no mixture came to."""
 
 
 class Line(NamedTuple):
@@ -30,7 +33,7 @@ class Line(NamedTuple):
     messages: int
     duplicates: int
     recovery: float | None
-    """Seconds to nine tenths of the former rate, the median of those that came to it; None if none did."""
+    """Seconds from the end of the harm to nine tenths of the former rate, the median of those that came to it; None if none did."""
     verdict: str
     unrecovered: int = 0
     """How many were not seen to come to it before their run's end."""
@@ -43,12 +46,12 @@ def lines(runs: Sequence[tuple[History, Sequence[Violation]]]) -> Iterator[Line]
     """Yield a line for each nemesis and sink. The messages and duplicates of a mixture stand beside each of its nemeses."""
     by_fault: dict[tuple[str, str], list[tuple[History, Sequence[Violation]]]] = {}
     for history, violations in runs:
-        for name in sorted({fault.nemesis for fault in history.faults}):
+        for name in sorted({fault.nemesis for fault in history.faults} | set(history.nemeses)):
             by_fault.setdefault((name, history.sink), []).append((history, violations))
     for (name, sink), those in by_fault.items():
         found = sorted({violation.invariant for _, violations in those for violation in violations})
         faults = [fault for history, _ in those for fault in history.faults if fault.nemesis == name]
-        seconds = [fault.recovery for fault in faults if fault.recovery is not None]
+        seconds = [fault.recovery for fault in faults if fault.recovery is not None and isfinite(fault.recovery)]
         yield Line(
             name,
             sink,
@@ -56,7 +59,7 @@ def lines(runs: Sequence[tuple[History, Sequence[Violation]]]) -> Iterator[Line]
             sum(len(history.puts) for history, _ in those),
             sum(duplicates(history) for history, _ in those),
             statistics.median(seconds) if seconds else None,
-            ", ".join(found) or KEPT,
+            (", ".join(found) or KEPT) if faults else NOT_RUN,
             len(faults) - len(seconds),
         )
 
@@ -97,7 +100,7 @@ def as_matrix(reports: Sequence[tuple[Mapping[str, str], Sequence[Line]]]) -> st
     sums = []
     for sink in sinks:
         of_sink = [line for line in table if line.sink == sink]
-        broken = sorted({line.verdict for line in of_sink} - {KEPT})
+        broken = sorted({line.verdict for line in of_sink} - {KEPT, NOT_RUN})
         sums.append(
             f"{sink}: {sum(line.runs for line in of_sink):,} faults among {max(line.messages for line in of_sink):,} messages, "
             f"{max(line.duplicates for line in of_sink):,} duplicates, {', '.join(broken) or 'every promise kept'}"
@@ -109,7 +112,7 @@ def as_matrix(reports: Sequence[tuple[Mapping[str, str], Sequence[Line]]]) -> st
 def _cell(line: Line | None) -> str:
     if line is None:
         return ""
-    return ", ".join(filter(None, (str(line.runs), _recovery(line), "" if line.verdict == KEPT else line.verdict)))
+    return ", ".join(filter(None, (str(line.runs), _recovery(line), "" if line.verdict in {KEPT, NOT_RUN} else line.verdict)))
 
 
 def _recovery(line: Line) -> str:

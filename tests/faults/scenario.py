@@ -15,7 +15,7 @@ from tests.engines.command import COMMAND
 from tests.engines.deadline import eventually
 from tests.faults.catalogue import chosen
 from tests.faults.fleet import fleet, metric
-from tests.faults.history import Death, Effect, Ended, Fault, History, Probe, Settled
+from tests.faults.history import Death, Effect, Fault, History, Probe, Settled, Stuck
 from tests.faults.nemeses import last
 from tests.faults.sabotage import SABOTAGES
 from tests.faults.watched import Count, Look, audits, with_recovery
@@ -39,18 +39,23 @@ STOP: Final = 15.0
 """Seconds that a daemon may take to stop: its drain timeout, and what a process needs to end on a busy machine."""
 _LOOK_EVERY: Final = 0.25
 _AUDIT_EVERY: Final = 3.0
+_GAUGES: Final = {
+    "outbox_backlog_messages": "messages",
+    "outbox_held_messages": "held",
+    "outbox_deferred_messages": "deferred",
+    "outbox_dead_letters": "dead",
+}
+"""What a pump says of the tables."""
 
 
 class Watch:
-    """What is seen from outside while a run goes on: effects, the pumps' sessions, what the outbox still has."""
+    """What is seen from outside while a run goes on: effects, what the outbox still has, what the processes use."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self.counts: list[Count] = []
-        self.ended: list[Ended] = []
         self.looks: list[Look] = []
         self.samples: list[Sample] = []
-        self._sessions: set[str] = set()
 
     async def run(self) -> None:
         """Look at a steady pace until cancelled, over a new connection when Postgres was away."""
@@ -66,10 +71,6 @@ class Watch:
         cursor = await connection.execute("SELECT count(*) FROM effects")
         ((effects,),) = await cursor.fetchall()
         self.counts.append(Count(time.time(), effects))
-        cursor = await connection.execute("SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE application_name = 'outboxd'")
-        sessions = {session for (session,) in await cursor.fetchall()}
-        self.ended += [Ended(time.time(), session) for session in self._sessions - sessions]
-        self._sessions = sessions
         if not self.looks or time.time() - self.looks[-1].began > _AUDIT_EVERY:
             self.samples += await self._fleet.samples(connection)
             began = time.time()
@@ -97,16 +98,18 @@ async def play(
         folder: for everything that the processes write.
         nemeses: what may be done.
         seed: of the mixture, and of the messages.
-        seconds: how long the mixture goes on; None: each nemesis once, in its order.
+        seconds: how long the mixture goes on, in which none is done again before all were; None: each nemesis once, in its order.
         pumps: daemons with a pump; None: as many as the nemeses need.
         rate: transactions a second.
         calm: seconds after each nemesis, at the least.
         drain: seconds that everything may take to be through when all has healed.
         command: ``outboxd``.
+
+    What a nemesis waits for in vain ends the mixture, and is in the history.
     """
     chance = random.Random(seed)
     pumps = pumps or max((nemesis.pumps for nemesis in nemeses), default=1)
-    history = History(sink, seed, consumers=("ledger",))
+    history = History(sink, seed, consumers=("ledger",), nemeses=tuple(each.name for each in nemeses))
     small_disks = any(each.small_disks for each in nemeses)
     async with fleet(sink, folder, pumps=pumps, rate=rate, seed=seed, small_disks=small_disks, command=command) as ours:
         watch = Watch(ours)
@@ -117,20 +120,22 @@ async def play(
         watching = asyncio.create_task(watch.run())
         try:
             await last(WARM_UP)
-            for nemesis in _mixture(nemeses, chance, seconds):
+            for nemesis in mixture(nemeses, chance, seconds):
                 began = time.time()
-                async with asyncio.timeout(nemesis.longest):
-                    await nemesis.hurt(ours, chance, history)
+                await _let_loose(nemesis, ours, chance, history)
                 history.consumer_hit |= nemesis.hits_consumer and sink in {"jetstream", "bridged"}
-                history.faults.append(Fault(nemesis.name, began, time.time(), nemesis.times))
                 await _heal(ours, history)
+                if history.stuck:
+                    break
                 # Long enough to see it recover, and a quarter of the time in any case.
                 await last(max(calm, (time.time() - began) * QUIET / (1 - QUIET)))
             await _drain(ours, drain)
             history.probes += await _probes(ours)
         finally:
             watching.cancel()
-        history.exits = [await daemon.stop(STOP) for daemon in ours.daemons]
+            with suppress(asyncio.CancelledError):
+                await watching  # what ended it before has blinded the checker
+        history.exits += [await daemon.stop(STOP) for daemon in ours.daemons]
         await _collect(ours, watch, history)
     return history
 
@@ -139,17 +144,34 @@ async def play_with(bug: str, folder: Path) -> History:
     """Run daemons that have a bug of `tests.faults.sabotage`, and return what there is to check."""
     its = SABOTAGES[bug]
     command = (sys.executable, "-m", "tests.faults.sabotage", bug)
-    nemeses = chosen(its.nemeses, its.sink, slow=True) if its.nemeses else []
+    nemeses = chosen(its.nemeses, its.sink) if its.nemeses else []
     return await play(its.sink, folder, nemeses, seed=1, calm=its.calm, drain=10.0, command=command)
 
 
-def _mixture(nemeses: Sequence[Nemesis], chance: random.Random, seconds: float | None) -> Iterator[Nemesis]:
+def mixture(nemeses: Sequence[Nemesis], chance: random.Random, seconds: float | None) -> Iterator[Nemesis]:
+    """Yield each once, in order; or one after the other for so many seconds, all of them before any again."""
     if seconds is None:
         yield from nemeses
         return
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        yield chance.choice(nemeses)
+    while nemeses:
+        for nemesis in chance.sample(nemeses, len(nemeses)):
+            if time.monotonic() >= deadline:
+                return
+            yield nemesis
+
+
+async def _let_loose(nemesis: Nemesis, ours: Fleet, chance: random.Random, history: History) -> None:
+    began, ours.waited_since = time.time(), None
+    try:
+        async with asyncio.timeout(nemesis.longest):
+            await nemesis.hurt(ours, chance, history)
+    except TimeoutError:
+        history.stuck.append(Stuck(time.time(), nemesis.name, f"it was still waiting after {time.time() - began:.0f} s"))
+    except AssertionError as problem:
+        history.stuck.append(Stuck(time.time(), nemesis.name, str(problem)))
+    # The last that it does is to wait, if anybody is to come back.
+    history.faults.append(Fault(nemesis.name, began, ours.waited_since or time.time(), nemesis.times))
 
 
 async def _heal(ours: Fleet, history: History) -> None:
@@ -179,9 +201,7 @@ async def _drain(ours: Fleet, seconds: float) -> None:
 async def _probes(ours: Fleet) -> list[Probe]:
     """Compare what the daemons say with what is so, now that nothing moves."""
     async with ours.look() as connection:
-        cursor = await connection.execute("SELECT count(*) FROM outbox.dead")
-        ((dead,),) = await cursor.fetchall()
-    wanted = {"outbox_backlog_messages": float(await ours.waiting()), "outbox_dead_letters": float(dead)}
+        wanted = {gauge: float(len(await _ids(connection, [table]))) for gauge, table in _GAUGES.items()}
     found = []
     for daemon in ours.daemons:
 
@@ -209,22 +229,22 @@ async def _probes(ours: Fleet) -> list[Probe]:
 async def _collect(ours: Fleet, watch: Watch, history: History) -> None:
     history.puts += ours.puts()
     history.copies = await ours.broker.copies()
-    history.ended = watch.ended
     history.samples = watch.samples
     history.in_flight = ours.in_flight
     async with ours.look() as connection:
-        cursor = await connection.execute("SELECT place, id, key, number FROM effects ORDER BY place")
-        history.effects = [Effect(place, "ledger", identity, key, number) for place, identity, key, number in await cursor.fetchall()]
+        cursor = await connection.execute("SELECT place, id, key, number, digest FROM effects ORDER BY place")
+        history.effects = [Effect(place, "ledger", *effect) for place, *effect in await cursor.fetchall()]
         cursor = await connection.execute(
             "SELECT id, reason FROM outbox.dead UNION ALL SELECT message_id, 'consumer' FROM dedupe.consumer_dead"
         )
         history.deaths = [Death(identity, reason) for identity, reason in await cursor.fetchall()]
         history.left = await _ids(connection, ("messages", "held", "deferred"))
-        cursor = await connection.execute("SELECT at, session, ids FROM settled")
-        history.settled = [Settled(at, session, frozenset(ids)) for at, session, ids in await cursor.fetchall()]
+        cursor = await connection.execute("SELECT at, session, ids, unowned FROM settled")
+        history.settled = [Settled(at, who, frozenset(ids), frozenset(unowned)) for at, who, ids, unowned in await cursor.fetchall()]
     history.audits = audits(watch.looks, history.copies)
     history.faults = with_recovery(history.faults, watch.counts, warm=WARM_UP / 2)  # by then the writer has begun
-    history.logs = {member.name: member.log.read_text(errors="replace") for member in (ours.writer, *ours.daemons) if member.log.exists()}
+    logs = {member.name: member.log for member in (ours.writer, *ours.daemons)} | ours.server_logs
+    history.logs = {name: log.read_text(errors="replace") for name, log in logs.items() if log.exists()}
 
 
 async def _ids(connection: psycopg.AsyncConnection[Any], tables: Sequence[str]) -> list[UUID]:

@@ -8,6 +8,7 @@ import pytest
 
 from bridges.errors import ConfigurationError
 from tests.faults import report
+from tests.faults.__main__ import main
 from tests.faults.catalogue import NEMESES, chosen
 from tests.faults.checker import INVARIANTS, check, told
 from tests.faults.fleet import SINKS
@@ -27,14 +28,16 @@ SELECTION = {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sink", SELECTION)
 async def test_every_promise_is_kept(sink: str, tmp_path: Path) -> None:
-    history = await play(sink, tmp_path, chosen(SELECTION[sink], sink, slow=True), seed=1, rate=25.0, calm=1.0)
+    history = await play(sink, tmp_path, chosen(SELECTION[sink], sink), seed=1, rate=25.0, calm=1.0)
     assert [fault.nemesis for fault in history.faults] == SELECTION[sink]
     assert len(history.puts) > 100
     assert history.copies
     assert history.audits
     assert history.samples
-    assert not [told(history, violation) for violation in check(history)]
-    assert {line.verdict for line in report.lines([(history, [])])} == {"kept"}
+    assert history.settled
+    violations = check(history)
+    assert not [told(history, violation) for violation in violations]
+    assert {line.verdict for line in report.lines([(history, violations)])} == {report.KEPT}
 
 
 @pytest.mark.timeout(120)
@@ -51,8 +54,7 @@ def test_every_promise_has_a_bug_that_breaks_it_in_real_daemons() -> None:
 def test_all_of_a_sinks_nemeses_are_chosen_by_default() -> None:
     for sink in SINKS:
         everything = {name for name, nemesis in NEMESES.items() if sink in nemesis.sinks}
-        assert {nemesis.name for nemesis in chosen([], sink, slow=True)} == everything
-        assert {nemesis.name for nemesis in chosen([], sink, slow=False)} == {name for name in everything if not NEMESES[name].slow}
+        assert {nemesis.name for nemesis in chosen([], sink)} == everything
 
 
 @pytest.mark.parametrize(
@@ -65,5 +67,11 @@ def test_all_of_a_sinks_nemeses_are_chosen_by_default() -> None:
 )
 def test_an_unknown_name_lists_the_known_ones(names: list[str], sink: str, why: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        chosen(names, sink, slow=True)
+        chosen(names, sink)
     assert str(refused.value).startswith(why)
+
+
+def test_the_command_says_it_and_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["faults", "--only", "kill everything"])
+    assert main() == 2
+    assert "nemesis: 'kill everything' is not one of those for inprocess: " in capsys.readouterr().err

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from tests.faults.history import Fault, History
-from tests.faults.report import KEPT, Line, as_matrix, as_text, lines, read, write
+from tests.faults.history import Fault, History, Put
+from tests.faults.report import KEPT, NOT_RUN, Line, as_matrix, as_text, lines, read, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +16,13 @@ ABOUT = {"outboxd": "1.2", "seconds": "600"}
 
 def test_reports_of_several_sinks_make_one_table(tmp_path: Path) -> None:
     write(
-        [Line("kill pump", "kafka", 7, 1000, 3, 1.25, KEPT), Line("freeze kafka", "kafka", 2, 1000, 3, None, KEPT)], ABOUT, tmp_path / "a"
+        [
+            Line("kill pump", "kafka", 7, 1000, 3, 1.25, KEPT),
+            Line("freeze kafka", "kafka", 2, 1000, 3, None, KEPT),
+            Line("cut", "kafka", 0, 1000, 3, None, NOT_RUN),
+        ],
+        ABOUT,
+        tmp_path / "a",
     )
     write([Line("kill pump", "jetstream", 5, 2000, 0, 0.5, "no loss, key order")], ABOUT, tmp_path / "b")
     table = as_matrix([read(tmp_path / name / "faults.json") for name in "ab"])
@@ -27,15 +34,28 @@ def test_reports_of_several_sinks_make_one_table(tmp_path: Path) -> None:
         "",
         "| fault | jetstream | kafka |",
         "| --- | --- | --- |",
+        "| cut |  | 0 |",
         "| freeze kafka |  | 2 |",
         "| kill pump | 5, 0.5 s, no loss, key order | 7, 1.2 s |",
     ]
 
 
 def test_a_faults_recovery_is_the_median_of_those_that_came_to_it_and_the_others_are_counted() -> None:
-    first = History("kafka", 1, faults=[Fault("kill pump", 1, 2, recovery=seconds) for seconds in (0.2, 9.0, None)])
+    first = History("kafka", 1, faults=[Fault("kill pump", 1, 2, recovery=seconds) for seconds in (0.2, 9.0, float("inf"))])
     second = History("kafka", 2, faults=[Fault("kill pump", 1, 2, recovery=0.4), Fault("SIGTERM twice", 3, 4)])
     kill, term = lines([(first, []), (second, [])])
     assert (kill.runs, kill.recovery, kill.unrecovered) == (4, 0.4, 1)
     assert (term.runs, term.recovery, term.unrecovered) == (1, None, 1)
     assert "0.4 s, 1 not seen" in as_text([kill])
+
+
+def test_what_a_mixture_did_not_come_to_is_told_and_a_fault_has_the_messages_of_all_runs() -> None:
+    runs = [
+        History("kafka", seed, puts=[Put(1, UUID(int=seed), "t", None, 0, "d", "ok")], faults=[Fault(name, 1, 2)], nemeses=("a", "b", "c"))
+        for seed, name in ((1, "a"), (2, "b"))
+    ]
+    assert [(line.fault, line.runs, line.messages, line.verdict) for line in lines([(run, []) for run in runs])] == [
+        ("a", 1, 2, KEPT),
+        ("b", 1, 2, KEPT),
+        ("c", 0, 2, NOT_RUN),
+    ]

@@ -33,7 +33,7 @@ def test_a_recovery_is_beside_the_rate_before_the_first_fault() -> None:
 
 
 def test_what_does_not_come_again_or_was_not_seen_is_no_recovery() -> None:
-    assert recoveries([Fault("kill", 4, 6)], counts(40, 40, 40, 40, 0, 0, 30, 30)) == [None]
+    assert recoveries([Fault("kill", 4, 6)], counts(40, 40, 40, 40, 0, 0, 30, 30)) == [float("inf")]
     assert recoveries([Fault("kill", 4, 6)], [Count(7.0, 3), Count(8.0, 300)]) == [None]
     assert recoveries([], counts(40)) == []
 

@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 def with_recovery(faults: Sequence[Fault], counts: Sequence[Count], warm: float) -> list[Fault]:
-    """Return the faults, each with the seconds from its end to `PART` of the rate that there was before the first.
+    """Return the faults, each with the seconds from its healing to `PART` of the rate that there was before the first.
 
     Before a later one the rate may be nothing, or a backlog's, which is worked off faster than anybody writes. A fault that follows
     before the rate is back is part of the time.
@@ -47,11 +47,11 @@ def with_recovery(faults: Sequence[Fault], counts: Sequence[Count], warm: float)
     return [fault._replace(recovery=_recovery(fault, counts, former) if former else None) for fault in faults]
 
 
-def _recovery(fault: Fault, counts: Sequence[Count], former: float) -> float | None:
+def _recovery(fault: Fault, counts: Sequence[Count], former: float) -> float:
     for count in counts:
         if count.at > fault.healed and (now := rate(counts, count.at - _WINDOW, count.at)) is not None and now >= PART * former:
             return count.at - fault.healed
-    return None
+    return float("inf")
 
 
 def rate(counts: Iterable[Count], began: float, ended: float) -> float | None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -21,12 +22,11 @@ import psycopg
 
 from bridges.message import uuid7
 from outbox import Draft, Outbox
-from tests.faults.application import digest, payload_of
+from tests.faults.application import NOTE, digest, payload_of
 from tests.faults.history import Put
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 KEYS: Final = 40
 TOPICS: Final = ("orders.created", "orders.paid", "orders.shipped")
@@ -113,18 +113,20 @@ def _drafts(keys: list[str | None], last: dict[str, int], chance: random.Random)
         elif chance.random() < _SCHEDULED:
             deliver_at = datetime.now(UTC) + timedelta(seconds=chance.uniform(0, 2))
         payload = payload_of(number, "x" * chance.randint(0, 600))
-        yield Draft(chance.choice(TOPICS), payload, key, id=uuid7(), deliver_at=deliver_at), number
+        yield Draft(chance.choice(TOPICS), payload, key, {NOTE: f"№ {number}"}, id=uuid7(), deliver_at=deliver_at), number
 
 
 def _as_put(draft: Draft, number: int) -> Put:
     assert isinstance(draft.id, UUID)
     assert isinstance(draft.payload, bytes)
-    return Put(time.time(), draft.id, draft.topic, draft.key, number, digest(draft.payload), "unknown")
+    its = digest(draft.topic, draft.payload, draft.headers[NOTE])
+    return Put(time.time(), draft.id, draft.topic, draft.key, number, its, "unknown")
 
 
 def main(dsn: str, file: str, seed: str, rate: str) -> None:
     """Write until SIGTERM, over new connections whenever one is lost."""
-    chance, diary, pace = random.Random(f"{seed} {time.time()}"), Diary(file), 1 / float(rate)
+    diary, pace = Diary(file), 1 / float(rate)
+    chance = random.Random(f"{seed} {Path(file).stat().st_size}")  # one that is started again does not write the same again
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     while not stopping.is_set():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tests.engines.deadline import eventually
-from tests.faults.fleet import SINKS, Fleet
+from tests.faults.fleet import SINKS, Fleet, Member
 from tests.faults.history import History, Probe
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ class Nemesis:
     """Seconds after which it is itself what hangs."""
     small_disks: bool = False
     """Whether the servers' data must be on disks that can be filled."""
-    slow: bool = False
-    """Too long for the quick selection."""
     times: int = 1
     """How often it breaks something."""
     hits_consumer: bool = False
@@ -66,13 +64,17 @@ async def last(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-async def unready(ours: Fleet, history: History) -> None:
-    """Wait until a pump says that something is wrong, or note that it did not: the probes must not be green in an outage."""
+async def unready(ours: Fleet, history: History, *members: Member) -> None:
+    """Wait until daemons say that something is wrong, or note that they did not: the probes must not be green in an outage.
 
-    async def is_unready() -> bool:
-        return (await ours.pumps[0].ask("/readyz"))[0] == 503
+    Those given, or the first pump: another, to which nothing falls meanwhile, does not meet a broker that is away.
+    """
+    for member in members or ours.pumps[:1]:
 
-    green = True
-    with suppress(AssertionError):
-        green = not await eventually(is_unready, within=15, what="the pump to be unready")
-    history.probes.append(Probe(time.time(), ours.pumps[0].name, "readyz", float(green), 0.0))
+        async def is_unready(member: Member = member) -> bool:
+            return (await member.ask("/readyz"))[0] == 503
+
+        green = True
+        with suppress(AssertionError):
+            green = not await eventually(is_unready, within=15, what=f"{member.name} to be unready")
+        history.probes.append(Probe(time.time(), member.name, "readyz", float(green), 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -26,17 +27,19 @@ async def stream_deleted(ours: Fleet, chance: random.Random, history: History) -
     """When everything in it has been consumed, as an operator would; messages go on to be written."""
     broker = ours.broker
     assert isinstance(broker, JetStream)
-    # The pumps stand still, so that nothing is stored that is deleted before it was consumed.
-    for pump in ours.pumps:
-        history.exits.append(await pump.stop(15.0))
 
     async def all_consumed() -> bool:
         return await ours.effects() >= len({copy.id for copy in await broker.copies()})
 
-    await eventually(all_consumed, within=30, what="the consumer to be through")
-    await broker.delete()
-    for pump in ours.pumps:
-        pump.start()
+    # The pumps stand still, in the middle of whatever they do, so that nothing is stored that is deleted before it was consumed.
+    try:
+        for pump in ours.pumps:
+            pump.signal(signal.SIGSTOP)
+        await eventually(all_consumed, within=30, what="the consumer to be through")
+        await broker.delete()
+    finally:
+        for pump in ours.pumps:
+            pump.signal(signal.SIGCONT)
     await unready(ours, history)
     await broker.make()
     await ours.ready()
@@ -50,7 +53,7 @@ async def put_flawed(ours: Fleet, history: History, drafts: Sequence[Draft], *, 
     for draft in drafts:
         assert isinstance(draft.id, UUID)
         assert isinstance(draft.payload, bytes)
-        its = digest(draft.payload)
+        its = digest(draft.topic, draft.payload, None)
         history.puts.append(Put(began, draft.id, draft.topic, draft.key, 0, its, "ok", poison, time.time(), flawed=not poison))
 
 
@@ -91,10 +94,12 @@ async def poison_at_the_handler(ours: Fleet, chance: random.Random, history: His
 
 @nemesis("limit lowered", sinks=SERVERS)
 async def limit_lowered(ours: Fleet, chance: random.Random, history: History) -> None:
-    """What was put while it was higher is a dead letter, and what is behind it goes on."""
+    """What the broker would have taken before is a dead letter, and what is behind it goes on."""
     await ours.broker.limit(64 * 1024)
-    filling = "x" * (256 * 1024)
-    drafts = [Draft("orders.paid", payload_of(0, filling), str(chance.randrange(40)), id=uuid7()) for _ in range(3)]
-    await put_flawed(ours, history, drafts, poison=True)
-    await all_dead(ours, drafts)
-    await ours.broker.limit(None)
+    try:
+        filling = "x" * (256 * 1024)
+        drafts = [Draft("orders.paid", payload_of(0, filling), str(chance.randrange(40)), id=uuid7()) for _ in range(3)]
+        await put_flawed(ours, history, drafts, poison=True)
+        await all_dead(ours, drafts)
+    finally:
+        await ours.broker.limit(None)

@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from bridges.failpoints import SLEEP
+from bridges.failpoints import POINTS, SLEEP
 from tests.engines.deadline import eventually
 from tests.faults.fleet import BRIDGED, CLAIM_TIMEOUT, SINKS, Fleet, Member
 from tests.faults.nemeses import SERVERS, Nemesis, last, nemesis
@@ -51,7 +51,7 @@ async def freeze(member: Member, seconds: float) -> None:
         member.signal(signal.SIGCONT)
 
 
-@nemesis("freeze pump", pumps=2, slow=True)
+@nemesis("freeze pump", pumps=2)
 async def freeze_pump(ours: Fleet, chance: random.Random, _: History) -> None:
     """Past its claim's deadline, while another pump takes over what it had claimed."""
     await freeze(chance.choice(ours.pumps), CLAIM_TIMEOUT + 3)
@@ -61,6 +61,13 @@ async def freeze_pump(ours: Fleet, chance: random.Random, _: History) -> None:
 @nemesis("freeze consumer", sinks=SERVERS, hits_consumer=True)
 async def freeze_consumer(ours: Fleet, chance: random.Random, _: History) -> None:
     await freeze(ours.others["consumer"], chance.uniform(3, 6))
+    await ours.ready()
+
+
+@nemesis("freeze consumer for 35 s", sinks=SERVERS, longest=100, hits_consumer=True)
+async def freeze_consumer_long(ours: Fleet, _: random.Random, __: History) -> None:
+    """Past the time after which JetStream delivers again what it has not acknowledged, and Kafka puts it out of its group."""
+    await freeze(ours.others["consumer"], 35)
     await ours.ready()
 
 
@@ -87,7 +94,7 @@ async def sigterm_twice(ours: Fleet, chance: random.Random, _: History) -> None:
     pump.signal(signal.SIGTERM)
     await last(chance.uniform(0, 0.05))
     pump.signal(signal.SIGTERM)
-    assert await pump.ended(5) is not None, "a second signal ends it at once"
+    assert await pump.ended(5) is not None, f"{pump.name} did not end within 5 s of a second signal"
     pump.start()
     await ours.ready()
 
@@ -103,6 +110,18 @@ async def clock_ahead(ours: Fleet, chance: random.Random, _: History) -> None:
         await last(2)
     await pump.kill()
     pump.start()
+    await ours.ready()
+
+
+@nemesis("killed at a failpoint", times=2, hits_consumer=True)
+async def killed_at_a_failpoint(ours: Fleet, chance: random.Random, _: History) -> None:
+    """Or after a while, if other pumps have had everything meanwhile."""
+    point = chance.choice([point for point in POINTS if not point.startswith("bridge.")])
+    member = chance.choice(ours.pumps if point.startswith("pump.") else ours.consumers)
+    await member.kill()
+    member.start(OUTBOXD_FAILPOINT=f"{point}:kill")
+    await member.ended(20)
+    await kill_and_restart(member, chance)
     await ours.ready()
 
 

@@ -48,15 +48,13 @@ async def freeze_all(pids: Iterable[int], seconds: float) -> None:
 
 
 def _register_frozen(seconds: int) -> None:
-    slow = seconds > 10
-
-    @nemesis(f"broker frozen for {seconds} s", sinks=SERVERS, longest=seconds + 60, slow=slow, hits_consumer=True)
+    @nemesis(f"broker frozen for {seconds} s", sinks=SERVERS, longest=seconds + 60, hits_consumer=True)
     async def _(ours: Fleet, chance: random.Random, history: History) -> None:
         assert ours.broker.server is not None
         await freeze_all([ours.broker.server.pid], seconds)
         await ours.ready()
 
-    @nemesis(f"Postgres frozen for {seconds} s", longest=seconds + 60, slow=slow)
+    @nemesis(f"Postgres frozen for {seconds} s", longest=seconds + 60)
     async def _(ours: Fleet, chance: random.Random, history: History) -> None:
         await freeze_all(family(ours.postgres.pid), seconds)
         await ours.ready()
@@ -66,22 +64,23 @@ for _seconds in (5, 60):
     _register_frozen(_seconds)
 
 
-async def crash_postgres(ours: Fleet, chance: random.Random, how: signal.Signals) -> None:
-    """End it as it must not end, leave it away for a moment, and start it again on its data."""
+async def crash_postgres(ours: Fleet, chance: random.Random, history: History, how: signal.Signals) -> None:
+    """End it as it must not end, leave it away until everybody says so and for a moment more, and start it again on its data."""
     await asyncio.to_thread(ours.postgres.stop, how)
+    await unready(ours, history, *ours.daemons)
     await last(chance.uniform(0, 2))
     await asyncio.to_thread(ours.postgres.start)
     await ours.ready()
 
 
 @nemesis("Postgres stopped in immediate mode")
-async def immediate(ours: Fleet, chance: random.Random, _: History) -> None:
-    await crash_postgres(ours, chance, signal.SIGQUIT)
+async def immediate(ours: Fleet, chance: random.Random, history: History) -> None:
+    await crash_postgres(ours, chance, history, signal.SIGQUIT)
 
 
 @nemesis("kill Postgres")
-async def kill_postgres(ours: Fleet, chance: random.Random, _: History) -> None:
-    await crash_postgres(ours, chance, signal.SIGKILL)
+async def kill_postgres(ours: Fleet, chance: random.Random, history: History) -> None:
+    await crash_postgres(ours, chance, history, signal.SIGKILL)
 
 
 @nemesis("sessions terminated", times=10)
