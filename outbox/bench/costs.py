@@ -48,6 +48,7 @@ async def per_message(stage: Stage, _: str) -> Mapping[str, float]:
         # A session's own figures are with the server when it has ended.
         await until(lambda: _alone(look), within=30, what="the pump's sessions to end")
         after = await _figures(look)
+        check_equal(rows - await waiting(dsn), rows, "drained")
     spent = {name: after[name] - value for name, value in before.items()}
     return {
         "WAL bytes a message": spent["wal"] / rows,
@@ -95,12 +96,12 @@ async def idle(stage: Stage, _: str) -> Mapping[str, float]:
         daemon(stage, dsn, "idle") as pid,
     ):
         await asyncio.sleep(5)  # what is done once, at the start, is no part of it
-        before, cpu = await _figures(look), cpu_seconds(pid)
+        before, cpu = await _figures(look), _cpu_seconds(pid)
         await asyncio.sleep(seconds)  # what happens in this time is what is measured
         after = await _figures(look)
         return {
             "queries a second": (after["statements"] - before["statements"]) / seconds,
-            "share of a core": (cpu_seconds(pid) - cpu) / seconds,
+            "share of a core": (_cpu_seconds(pid) - cpu) / seconds,
         }
 
 
@@ -131,8 +132,7 @@ async def memory(stage: Stage, side: str) -> Mapping[str, float]:
             return {"peak": _peak_megabytes(pid)}
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return what a process has had of the processors, in seconds."""
+def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

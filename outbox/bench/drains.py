@@ -42,7 +42,7 @@ class Accepting:
 
 
 class Counting:
-    """A Sink around a Sink that says when enough was published, and how long that took from the first call on."""
+    """A Sink around a Sink that says when enough was published, and how fast that went from the first call on."""
 
     def __init__(self, sink: Sink, enough: int) -> None:
         self._sink = sink
@@ -53,6 +53,8 @@ class Counting:
         """From now on it is so many that are enough."""
         self._left = enough
         self._began: float | None = None
+        self.timed = enough
+        """How many were published in `seconds`: those of the first call were claimed before it."""
         self.seconds = 0.0
         self.done.clear()
 
@@ -60,6 +62,7 @@ class Counting:
         """Publish, and count."""
         if self._began is None:
             self._began = time.perf_counter()
+            self.timed -= len(messages)
         outcomes = await self._sink.publish(messages)
         self._left -= sum(isinstance(outcome, Published) for outcome in outcomes)
         if self._left <= 0 and not self.done.is_set():
@@ -100,14 +103,12 @@ BROKERS: Final = {"nats": stream, "kafka": topic}
 
 
 async def drain(dsn: str, sink: Sink, rows: int) -> float:
-    """Pump so many rows into a sink, which are all that wait, and return rows a second. Raises `Unequal` if any is left."""
+    """Pump so many rows into a sink, and return rows a second."""
     counting = Counting(sink, rows)
     began = time.perf_counter()
     async with pumping(dsn, counting) as drained:
         await drained()
-        seconds = time.perf_counter() - began
-    check_equal(rows - await waiting(dsn), rows, "drained")
-    return rows / seconds
+        return rows / (time.perf_counter() - began)
 
 
 @asynccontextmanager
@@ -182,14 +183,14 @@ async def in_processes(stage: Stage, side: str) -> Mapping[str, float]:
 
 async def by_backlog(stage: Stage, side: str) -> Mapping[str, float]:
     """B4: rows drained from a long queue and from short ones, from the first that is published on: a wake-up is no part of it."""
-    rows, short = stage.rows(1_000_000), stage.rows(10_000)
+    rows, short = stage.rows(1_000_000, least=10 * BATCH), stage.rows(10_000, least=3 * BATCH)
     async with stage.database() as dsn:
         if side == "long":
             await fill(dsn, rows)
             counting = Counting(Accepting(), rows)
             async with pumping(dsn, counting) as drained:
                 await drained()
-            rate = rows / counting.seconds
+            rate = counting.timed / counting.seconds
         else:
             rate = await _by_turns(dsn, max(1, rows // short // 5), short)
         check_equal(rows - await waiting(dsn), rows, "drained")
@@ -198,15 +199,17 @@ async def by_backlog(stage: Stage, side: str) -> Mapping[str, float]:
 
 async def _by_turns(dsn: str, turns: int, rows: int) -> float:
     counting = Counting(Accepting(), rows)
-    seconds = 0.0
+    timed, seconds = 0, 0.0
     async with pumping(dsn, counting) as drained, await psycopg.AsyncConnection.connect(dsn) as connection:
         for turn in range(turns + 1):
             counting.expect(rows)
             await connection.execute(FILL.format(key="NULL"), (rows,))
             await connection.commit()
             await drained()
-            seconds += counting.seconds if turn else 0  # the first has sessions and statements to prepare
-    return turns * rows / seconds
+            if turn:  # the first has sessions and statements to prepare
+                timed += counting.timed
+                seconds += counting.seconds
+    return timed / seconds
 
 
 async def behind_a_snapshot(stage: Stage, side: str) -> Mapping[str, float]:
@@ -214,7 +217,9 @@ async def behind_a_snapshot(stage: Stage, side: str) -> Mapping[str, float]:
     rows = stage.rows(200_000)
     async with stage.database() as dsn, pinned(dsn if side == "pinned" else None):
         await fill(dsn, rows)
-        return {"rate": await drain(dsn, Accepting(), rows)}
+        rate = await drain(dsn, Accepting(), rows)
+        check_equal(rows - await waiting(dsn), rows, "drained")
+    return {"rate": rate}
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ async def run(sink: str, nemeses: Sequence[Nemesis], options: argparse.Namespace
     said = (
         "every promise kept" if not violations else f"NOT KEPT: {', '.join(sorted({each.invariant for each in violations}))}; see {folder}"
     )
-    print(f"{sink}, seed {seed}: {len(history.faults)} faults, {len(history.puts):,} messages: {said}{_unjudged(history)}", flush=True)
+    print(f"{sink}, seed {seed}: {len(history.faults)} faults, {len(history.puts):,} messages: {said}{unjudged(history)}", flush=True)
     for violation in violations:
         print(told(history, violation), flush=True)
     if not violations:
@@ -57,14 +57,17 @@ def _again(options: argparse.Namespace) -> str:
     return said + "".join(f" --only {shlex.quote(name)}" for name in options.only)
 
 
-def _unjudged(history: History) -> str:
+def unjudged(history: History) -> str:
     """Say what a run was too short, or too broken, to judge."""
     few = sorted(name for name, samples in warmed_up(history).items() if len(samples) < FEWEST_SAMPLES)
     done = {fault.nemesis for fault in history.faults}
     left = [name for name in history.nemeses if name not in done]
-    return (f"; too few quiet samples to judge what these use: {', '.join(few)}" if few else "") + (
-        f"; not come to: {', '.join(left)}" if left else ""
-    )
+    said = {
+        f"too few quiet samples to judge what these use: {', '.join(few)}": few,
+        "the order of effects was not judged, since the consumer was hit": history.consumer_hit,
+        f"not come to: {', '.join(left)}": left,
+    }
+    return "".join(f"; {what}" for what, so in said.items() if so)
 
 
 async def is_caught(name: str) -> bool:

@@ -202,7 +202,7 @@ class Kafka:
                 for place, records in (await reader.getmany(timeout_ms=200)).items():
                     for record in records:
                         headers = {name: value.decode() for name, value in record.headers}
-                        identity, its = UUID(headers["outbox-id"]), digest(headers["outbox-topic"], record.value, headers.get(NOTE))
+                        identity, its = UUID(headers["outbox-id"]), digest(headers.get("outbox-topic", ""), record.value, headers.get(NOTE))
                         key = None if record.key is None else record.key.decode()
                         log, stored = f"{place.topic} {place.partition}", record.timestamp / 1000
                         found.append(Copy(log, record.offset, identity, key, its, stored))

@@ -251,7 +251,7 @@ def nothing_gone_early(history: History) -> Iterator[Violation]:
 
 
 def no_change_after_lost_claim(history: History) -> Iterator[Violation]:
-    """What leaves the outbox's queues is taken out by the transaction that owns its lane: whoever lost a claim changes nothing."""
+    """What leaves the outbox's queues is taken out by the transaction that owns its lane: whoever lost a claim takes nothing out."""
     for settled in history.settled:
         if settled.unowned:
             text = f"the session {settled.session} settled {len(settled.unowned)} rows of lanes that its transaction did not own"
@@ -356,7 +356,7 @@ def quiet(history: History) -> Iterator[Sample]:
 
 def warmed_up(history: History) -> dict[str, list[Sample]]:
     """Return the quiet samples of each process that count; it is judged if they are `FEWEST_SAMPLES` or more."""
-    processes: dict[str, list[Sample]] = defaultdict(list)
+    processes: dict[str, list[Sample]] = {sample.process: [] for sample in history.samples}
     for sample in quiet(history):
         processes[sample.process].append(sample)
     return {process: samples[int(len(samples) * WARM_UP) :] for process, samples in processes.items()}

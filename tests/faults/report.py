@@ -49,8 +49,9 @@ def lines(runs: Sequence[tuple[History, Sequence[Violation]]]) -> Iterator[Line]
         for name in sorted({fault.nemesis for fault in history.faults} | set(history.nemeses)):
             by_fault.setdefault((name, history.sink), []).append((history, violations))
     for (name, sink), those in by_fault.items():
-        found = sorted({violation.invariant for _, violations in those for violation in violations})
-        faults = [fault for history, _ in those for fault in history.faults if fault.nemesis == name]
+        done = [(history, violations) for history, violations in those if any(fault.nemesis == name for fault in history.faults)]
+        found = sorted({violation.invariant for _, violations in done for violation in violations})
+        faults = [fault for history, _ in done for fault in history.faults if fault.nemesis == name]
         seconds = [fault.recovery for fault in faults if fault.recovery is not None and isfinite(fault.recovery)]
         yield Line(
             name,

@@ -166,10 +166,9 @@ async def _let_loose(nemesis: Nemesis, ours: Fleet, chance: random.Random, histo
     try:
         async with asyncio.timeout(nemesis.longest):
             await nemesis.hurt(ours, chance, history)
-    except TimeoutError:
-        history.stuck.append(Stuck(time.time(), nemesis.name, f"it was still waiting after {time.time() - began:.0f} s"))
-    except AssertionError as problem:
-        history.stuck.append(Stuck(time.time(), nemesis.name, str(problem)))
+    except (AssertionError, TimeoutError) as problem:  # the latter may be its server's, which says more
+        why = str(problem) or f"it was still waiting after {time.time() - began:.0f} s"
+        history.stuck.append(Stuck(time.time(), nemesis.name, why))
     # The last that it does is to wait, if anybody is to come back.
     history.faults.append(Fault(nemesis.name, began, ours.waited_since or time.time(), nemesis.times))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tests.faults.history import Fault, History, Put
+from tests.faults.__main__ import unjudged
+from tests.faults.checker import Violation
+from tests.faults.history import Fault, History, Put, Sample
 from tests.faults.report import KEPT, NOT_RUN, Line, as_matrix, as_text, lines, read, write
 
 if TYPE_CHECKING:
@@ -54,8 +57,20 @@ def test_what_a_mixture_did_not_come_to_is_told_and_a_fault_has_the_messages_of_
         History("kafka", seed, puts=[Put(1, UUID(int=seed), "t", None, 0, "d", "ok")], faults=[Fault(name, 1, 2)], nemeses=("a", "b", "c"))
         for seed, name in ((1, "a"), (2, "b"))
     ]
-    assert [(line.fault, line.runs, line.messages, line.verdict) for line in lines([(run, []) for run in runs])] == [
+    broken = [Violation("loss", "is gone")]
+    assert [(line.fault, line.runs, line.messages, line.verdict) for line in lines(list(zip(runs, ([], broken), strict=True)))] == [
         ("a", 1, 2, KEPT),
-        ("b", 1, 2, KEPT),
+        ("b", 1, 2, "loss"),
         ("c", 0, 2, NOT_RUN),
     ]
+
+
+def test_what_a_run_could_not_judge_is_told() -> None:
+    few = [Sample(float(at), "pump-1", 1, 1, 1, 1) for at in range(10)]
+    enough = [sample._replace(process="all") for sample in few for _ in range(2)]
+    history = History("kafka", 1, samples=[*few, *enough], nemeses=("kill pump",))
+    assert unjudged(history) == "; too few quiet samples to judge what these use: pump-1; not come to: kill pump"
+    shaken = replace(history, faults=[Fault("kill pump", 0, 0, recovery=float("inf"))], consumer_hit=True)
+    assert unjudged(shaken) == (
+        "; too few quiet samples to judge what these use: all, pump-1; the order of effects was not judged, since the consumer was hit"
+    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tests.engines.deadline import eventually
-from tests.faults.fleet import SINKS, Fleet, Member
+from tests.faults.fleet import SINKS, Fleet, Member, metric
 from tests.faults.history import History, Probe
 
 if TYPE_CHECKING:
@@ -64,17 +64,43 @@ async def last(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+async def reached(moment: asyncio.Event, what: str, within: float = 20.0) -> None:
+    """Wait for a moment of a protocol."""
+    try:
+        async with asyncio.timeout(within):
+            await moment.wait()
+    except TimeoutError:
+        raise AssertionError(f"{what} was not reached within {within:g} s") from None
+
+
 async def unready(ours: Fleet, history: History, *members: Member) -> None:
     """Wait until daemons say that something is wrong, or note that they did not: the probes must not be green in an outage.
 
     Those given, or the first pump: another, to which nothing falls meanwhile, does not meet a broker that is away.
     """
-    for member in members or ours.pumps[:1]:
 
-        async def is_unready(member: Member = member) -> bool:
+    async def note(member: Member) -> None:
+        async def is_unready() -> bool:
             return (await member.ask("/readyz"))[0] == 503
 
         green = True
         with suppress(AssertionError):
             green = not await eventually(is_unready, within=15, what=f"{member.name} to be unready")
         history.probes.append(Probe(time.time(), member.name, "readyz", float(green), 0.0))
+
+    await asyncio.gather(*map(note, members or ours.pumps[:1]))
+
+
+async def backlogged(ours: Fleet, history: History) -> None:
+    """Wait until the first pump says that messages wait, which go on to be written, or note that it did not."""
+    pump, said = ours.pumps[0], 0.0
+
+    async def is_told() -> bool:
+        nonlocal said
+        _, text = await pump.ask("/metrics")
+        said = float(sum(metric(text, f"outbox_{which}_messages") or 0 for which in ("backlog", "held")) > 0)
+        return bool(said)
+
+    with suppress(AssertionError):
+        await eventually(is_told, within=15, what=f"{pump.name} to tell of what waits")
+    history.probes.append(Probe(time.time(), pump.name, "whether messages wait", said, 1.0))

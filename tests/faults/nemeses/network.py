@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.fleet import SINKS, Fleet
-from tests.faults.nemeses import SERVERS, last, nemesis
+from tests.faults.nemeses import SERVERS, last, nemesis, reached
 from tests.faults.protocols import Direction
 
 if TYPE_CHECKING:
+    import asyncio
     import random
     from collections.abc import Callable, Mapping
 
@@ -63,8 +63,7 @@ def _at_a_moment(name: str, moments: Mapping[str, str], plan: Callable[[Proxy, s
         moment = moments.get(ours.broker.kind) or moments["Postgres"]
         way = way_of(ours, "Postgres" if "Postgres" in moments else "broker")
         for _turn in range(times):
-            async with asyncio.timeout(20):
-                await plan(way, moment).wait()
+            await reached(plan(way, moment), moment)
             await last(chance.uniform(0, 0.2))
         await ours.ready()
 
@@ -86,6 +85,5 @@ _at_a_moment("acknowledgement twice", {"jetstream": "after_pub"}, lambda way, mo
 async def writer_cut(ours: Fleet, chance: random.Random, _: History) -> None:
     """The application does not know whether it has committed; its messages are there, or they never were."""
     for moment in ("before_commit", "after_commit") * 3:
-        async with asyncio.timeout(20):
-            await ours.writers_way.cut(moment).wait()
+        await reached(ours.writers_way.cut(moment), moment)
         await last(chance.uniform(0, 0.3))

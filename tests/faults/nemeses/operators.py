@@ -29,7 +29,8 @@ async def stream_deleted(ours: Fleet, chance: random.Random, history: History) -
     assert isinstance(broker, JetStream)
 
     async def all_consumed() -> bool:
-        return await ours.effects() >= len({copy.id for copy in await broker.copies()})
+        flawed = {put.id for put in history.puts if put.flawed}
+        return await ours.effects() >= len({copy.id for copy in await broker.copies()} - flawed)
 
     # The pumps stand still, in the middle of whatever they do, so that nothing is stored that is deleted before it was consumed.
     try:

@@ -120,7 +120,8 @@ async def killed_at_a_failpoint(ours: Fleet, chance: random.Random, _: History) 
     member = chance.choice(ours.pumps if point.startswith("pump.") else ours.consumers)
     await member.kill()
     member.start(OUTBOXD_FAILPOINT=f"{point}:kill")
-    await member.ended(20)
+    code = await member.ended(20)
+    assert code in {None, -signal.SIGKILL}, f"{member.name} ended with {code}, and was to be killed at {point}"
     await kill_and_restart(member, chance)
     await ours.ready()
 
@@ -165,7 +166,7 @@ async def _seen(member: Member, point: str, action: str) -> None:
     """See that a process does what it was told, which for most is its end."""
     match action:
         case "kill":
-            assert await member.ended(10) == -signal.SIGKILL
+            assert await member.ended(10) == -signal.SIGKILL, f"{member.name} was to be killed at {point}"
         case "raise" if not point.startswith("consumer.handler."):  # there it is a message that has failed, which is tried again
             assert await member.ended(15) == 1, "a fault of the program itself ends it, loudly"
         case "stop":

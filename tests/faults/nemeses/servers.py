@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from tests.contracts.outages import family
-from tests.faults.nemeses import SERVERS, last, nemesis, unready
+from tests.faults.nemeses import SERVERS, backlogged, last, nemesis, unready
 
 if TYPE_CHECKING:
     import random
@@ -27,9 +27,12 @@ async def kill_broker(ours: Fleet, chance: random.Random, history: History) -> N
     server = ours.broker.server
     assert server is not None
     await asyncio.to_thread(server.stop, signal.SIGKILL)
-    await unready(ours, history)
-    await last(chance.uniform(0, 2))
-    await asyncio.to_thread(server.start)
+    try:
+        await unready(ours, history)
+        await backlogged(ours, history)
+        await last(chance.uniform(0, 2))
+    finally:
+        await asyncio.to_thread(server.start)
     await ours.ready()
 
 
@@ -65,11 +68,13 @@ for _seconds in (5, 60):
 
 
 async def crash_postgres(ours: Fleet, chance: random.Random, history: History, how: signal.Signals) -> None:
-    """End it as it must not end, leave it away until everybody says so and for a moment more, and start it again on its data."""
+    """End it as it must not end, leave it away until every pump says so and for a moment more, and start it again on its data."""
     await asyncio.to_thread(ours.postgres.stop, how)
-    await unready(ours, history, *ours.daemons)
-    await last(chance.uniform(0, 2))
-    await asyncio.to_thread(ours.postgres.start)
+    try:
+        await unready(ours, history, *ours.pumps)
+        await last(chance.uniform(0, 2))
+    finally:
+        await asyncio.to_thread(ours.postgres.start)
     await ours.ready()
 
 
