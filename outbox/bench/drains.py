@@ -42,7 +42,7 @@ class Accepting:
 
 
 class Counting:
-    """A Sink around a Sink that says when enough was published, and how fast that went from the first call on."""
+    """A Sink around a Sink that says when enough was published, and how long that took from the first call on."""
 
     def __init__(self, sink: Sink, enough: int) -> None:
         self._sink = sink

@@ -50,10 +50,10 @@ DELIVERIES: Final = "OUTBOXD_TEST_DELIVERIES"
 """A file to which the consumer adds what it is delivered: the log of a broker that keeps none."""
 
 NOTE: Final = "note"
-"""A header of the others; what it says is not ASCII."""
+"""A header of every message that the writer writes. What it says is not ASCII, which each broker has to carry in its own way."""
 
 FLAWED: Final = "flawed"
-"""A header of messages that the consumer never takes."""
+"""A header of messages that the consumer never takes; they have no `NOTE`."""
 
 
 def digest(topic: str, payload: bytes, note: str | None) -> str:

@@ -78,7 +78,7 @@ class Settled(NamedTuple):
     """The server process's id and its start."""
     ids: frozenset[UUID]
     unowned: frozenset[UUID] = frozenset()
-    """Those whose lane was not owned by the transaction that did it: no claim of theirs was left."""
+    """Those whose lane the transaction that took them out did not own: their claim was lost, or there never was one."""
 
 
 class Audit(NamedTuple):

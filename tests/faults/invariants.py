@@ -342,7 +342,7 @@ def _falling(invariant: str, places: Iterable[tuple[str, Put]]) -> Iterator[Viol
             yield Violation(invariant, text, (put.id, ahead.id), (put.key or "",))
 
 
-def quiet(history: History) -> Iterator[Sample]:
+def _quiet(history: History) -> Iterator[Sample]:
     """Return the samples that no fault touches, by time."""
     faults = sorted(history.faults, key=attrgetter("began"), reverse=True)
     touched = float("-inf")
@@ -357,7 +357,7 @@ def quiet(history: History) -> Iterator[Sample]:
 def warmed_up(history: History) -> dict[str, list[Sample]]:
     """Return the quiet samples of each process that count; it is judged if they are `FEWEST_SAMPLES` or more."""
     processes: dict[str, list[Sample]] = {sample.process: [] for sample in history.samples}
-    for sample in quiet(history):
+    for sample in _quiet(history):
         processes[sample.process].append(sample)
     return {process: samples[int(len(samples) * WARM_UP) :] for process, samples in processes.items()}
 

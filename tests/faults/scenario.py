@@ -247,8 +247,6 @@ async def _collect(ours: Fleet, watch: Watch, history: History) -> None:
 
 
 async def _ids(connection: psycopg.AsyncConnection[Any], tables: Sequence[str]) -> list[UUID]:
-    found: list[UUID] = []
     query = " UNION ALL ".join(f"SELECT id FROM outbox.{table}" for table in tables)
     cursor = await connection.execute(query.encode())  # of our own names
-    found += [identity for (identity,) in await cursor.fetchall()]
-    return found
+    return [identity for (identity,) in await cursor.fetchall()]
